@@ -1,0 +1,101 @@
+"""`quantization_config` of a MoTE checkpoint: everything that is needed to decode its tensors.
+
+It lives in `config.json`, because a side file is lost by `save_pretrained`. Lineage, which nothing needs for
+decoding, is in `mote.json` (see `lineage`).
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from mote.errors import CheckpointError, FormatError
+from mote.ternary.format import FULL_PRECISION, WeightFormat
+
+FORMAT_VERSION = 1
+QUANT_METHOD = "mote"
+MODEL_TYPE = "mote_lmm"
+"""`model_type` in config.json; the wrapped model's own type stands in `base_model_type`."""
+
+State = Literal["dense", "upcycled", "packed"]
+Combine = Literal["add", "convex", "gated"]
+CodecName = Literal["base3", "2bit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoteConfig:
+    """Settings of every MoTE (or MoE-LLaVA) block of a model, and how its tensors are stored.
+
+    state: "upcycled" (float master weights of the routed experts) or "packed". A "dense" model has no such config.
+    layers: indices of the decoder layers that hold a mixture, ascending.
+    num_experts, top_k, normalize_gates: routed experts N, experts per token, and whether the chosen gates are
+        renormalised to sum to 1 (the paper's top-1: no; MoE-LLaVA's top-2: yes).
+    shared_expert: whether the pretrained FFN stays as an always-on expert beside the routed ones.
+    train_shared: whether stage III trains the shared expert (the paper: no).
+    combine: "add" y = S + p R, "convex" y = (1 - p) S + p R, "gated" y = S + p g R with a learnable gain g per
+        expert that starts at 0 and folds into the down scale at packing.
+    routed, shared: number formats of the routed experts' and the shared expert's matrices.
+    codec: packed layout of the ternary matrices; None unless state is "packed".
+    balance_coefficient: weight of the load-balancing loss (Switch), summed over layers.
+    """
+
+    state: State = "upcycled"
+    layers: tuple[int, ...] = ()
+    num_experts: int = 4
+    top_k: int = 1
+    normalize_gates: bool = False
+    shared_expert: bool = True
+    train_shared: bool = False
+    combine: Combine = "add"
+    routed: WeightFormat = field(default_factory=WeightFormat)
+    shared: WeightFormat = FULL_PRECISION
+    codec: CodecName | None = None
+    balance_coefficient: float = 0.01
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"quantization_config: format_version {self.format_version} is not {FORMAT_VERSION}, "
+                "the only one this version of mote reads; install the mote that wrote the checkpoint"
+            )
+        if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
+            raise FormatError(
+                f"top_k={self.top_k} of num_experts={self.num_experts}: choose at least 1 expert and at most all"
+            )
+        for name, value, allowed in (
+            ("state", self.state, ("upcycled", "packed")),
+            ("combine", self.combine, ("add", "convex", "gated")),
+            ("codec", self.codec, (None, "base3", "2bit")),
+        ):
+            if value not in allowed:
+                raise FormatError(f"quantization_config: {name}={value!r} is unknown; use one of {allowed}")
+        if (self.state == "packed") != (self.codec is not None):
+            raise FormatError(f"quantization_config: codec={self.codec!r} with state={self.state!r}")
+        if tuple(sorted(set(self.layers))) != tuple(self.layers):
+            raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
+        if self.combine != "add" and not self.shared_expert:
+            raise FormatError(f"combine={self.combine!r} needs the shared expert; use combine='add' without one")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form, as it stands in config.json; `from_dict` is its inverse."""
+        plain = asdict(self)
+        plain["layers"] = list(self.layers)
+        return {"quant_method": QUANT_METHOD, **plain}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> "MoteConfig":
+        """Inverse of `to_dict`. Raises CheckpointError on an unknown or missing key, FormatError on a bad value."""
+        plain = dict(plain)
+        method = plain.pop("quant_method", QUANT_METHOD)
+        if method != QUANT_METHOD:
+            raise CheckpointError(f"quantization_config: quant_method is {method!r}, not {QUANT_METHOD!r}")
+        unknown = plain.keys() - {f.name for f in fields(cls)}
+        if unknown:
+            raise CheckpointError(f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?")
+        try:
+            for name in ("routed", "shared"):
+                if name in plain:
+                    plain[name] = WeightFormat(**plain[name])
+            plain["layers"] = tuple(plain.get("layers", ()))
+            return cls(**plain)
+        except TypeError as error:
+            raise CheckpointError(f"quantization_config: {error}") from None
