@@ -65,7 +65,7 @@ def to_plain(value: Any) -> Any:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file as plain data. Raises RecipeError naming file and line if it is no recipe."""
+    """The settings of a YAML file as plain data. Raises RecipeError naming file and line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
