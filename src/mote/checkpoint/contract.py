@@ -24,17 +24,20 @@ CodecName = Literal["base3", "2bit"]
 class MoteConfig:
     """Settings of every MoTE (or MoE-LLaVA) block of a model, and how its tensors are stored.
 
-    state: "upcycled" (float master weights of the routed experts) or "packed". A "dense" model has no such config.
+    state: "upcycled" (float master weights of the routed experts) or "packed". A "dense" model has
+        no such config.
     layers: indices of the decoder layers that hold a mixture, ascending.
     num_experts, top_k, normalize_gates: routed experts N, experts per token, and whether the chosen gates are
         renormalised to sum to 1 (the paper's top-1: no; MoE-LLaVA's top-2: yes).
     shared_expert: whether the pretrained FFN stays as an always-on expert beside the routed ones.
     train_shared: whether stage III trains the shared expert (the paper: no).
-    combine: "add" y = S + p R, "convex" y = (1 - p) S + p R, "gated" y = S + p g R with a learnable gain g per
-        expert that starts at 0 and folds into the down scale at packing.
+    combine: "add" y = S + p R, "convex" y = (1 - p) S + p R, "gated" y = S + p g R with a learnable gain g
+        per expert that starts at 0 and folds into the down scale at packing.
     routed, shared: number formats of the routed experts' and the shared expert's matrices.
     codec: packed layout of the ternary matrices; None unless state is "packed".
     balance_coefficient: weight of the load-balancing loss (Switch), summed over layers.
+    hidden_size, ffn_size: H and F of the FFNs, without which packed tensors cannot be decoded; 0 where a
+        float shared expert or the float experts tell them.
     """
 
     state: State = "upcycled"
@@ -49,6 +52,8 @@ class MoteConfig:
     shared: WeightFormat = FULL_PRECISION
     codec: CodecName | None = None
     balance_coefficient: float = 0.01
+    hidden_size: int = 0
+    ffn_size: int = 0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -57,9 +62,15 @@ class MoteConfig:
                 f"quantization_config: format_version {self.format_version} is not {FORMAT_VERSION}, "
                 "the only one this version of mote reads; install the mote that wrote the checkpoint"
             )
+        for name in ("num_experts", "top_k", "hidden_size", "ffn_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise FormatError(f"quantization_config: {name}={value!r} is not a whole number >= 0")
+        if not all(isinstance(layer, int) and layer >= 0 for layer in self.layers):
+            raise FormatError(f"quantization_config: layers {self.layers} are not indices of decoder layers")
         if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
             raise FormatError(
-                f"top_k={self.top_k} of num_experts={self.num_experts}: choose at least 1 expert and at most all"
+                f"top_k={self.top_k} of num_experts={self.num_experts}: choose between 1 expert and all"
             )
         for name, value, allowed in (
             ("state", self.state, ("upcycled", "packed")),
@@ -73,7 +84,9 @@ class MoteConfig:
         if tuple(sorted(set(self.layers))) != tuple(self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
         if self.combine != "add" and not self.shared_expert:
-            raise FormatError(f"combine={self.combine!r} needs the shared expert; use combine='add' without one")
+            raise FormatError(
+                f"combine={self.combine!r} needs the shared expert; use combine='add' without one"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, as it stands in config.json; `from_dict` is its inverse."""
@@ -83,14 +96,16 @@ class MoteConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> "MoteConfig":
-        """Inverse of `to_dict`. Raises CheckpointError on an unknown or missing key, FormatError on a bad value."""
+        """Inverse of `to_dict`. Raises CheckpointError on an unknown key, FormatError on a bad value."""
         plain = dict(plain)
         method = plain.pop("quant_method", QUANT_METHOD)
         if method != QUANT_METHOD:
             raise CheckpointError(f"quantization_config: quant_method is {method!r}, not {QUANT_METHOD!r}")
         unknown = plain.keys() - {f.name for f in fields(cls)}
         if unknown:
-            raise CheckpointError(f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?")
+            raise CheckpointError(
+                f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?"
+            )
         try:
             for name in ("routed", "shared"):
                 if name in plain:
