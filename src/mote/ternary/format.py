@@ -1,4 +1,4 @@
-"""How a class of weight matrices is quantised: the one description that training, packing and kernels share."""
+"""How a class of weight matrices is quantised: the one description that training, packing, kernels share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +17,8 @@ QUANTIZERS: tuple[Quantizer, ...] = ("none", "ternary", "binary", "int2", "int3"
 class WeightFormat:
     """Numbers of one class of matrices W (rows N = outputs, columns K = inputs).
 
-    quantizer: the integer grid; "none" keeps the weights as they are. "ternary" is {-1, 0, 1}, "binary" {-1, 1},
-        "intB" the symmetric range +-(2^(B-1) - 1).
+    quantizer: the integer grid; "none" keeps the weights as they are. "ternary" is {-1, 0, 1}, "binary"
+        {-1, 1}, "intB" the symmetric range +-(2^(B-1) - 1).
     scale: how the step is chosen: "absmean" (BitNet b1.58; the paper's), "lloyd_max" (the fixed point of
         re-assigning levels and re-fitting the scale, TWN), "absmax" (n-bit round to nearest).
     granularity: one scale per matrix ("tensor", the paper's), per output row, or per group of `group` inputs.
@@ -40,7 +40,9 @@ class WeightFormat:
             ("activation", self.activation, ("int8", "none")),
         ):
             if value not in allowed:
-                raise FormatError(f"weight format: {name}={value!r} is unknown; use one of {', '.join(allowed)}")
+                raise FormatError(
+                    f"weight format: {name}={value!r} is unknown; use one of {', '.join(allowed)}"
+                )
         if (self.granularity == "group") != (self.group > 0):
             raise FormatError(
                 f"weight format: group={self.group} with granularity={self.granularity!r}; "
@@ -54,7 +56,7 @@ class WeightFormat:
             return 0
         if self.quantizer in ("ternary", "binary"):
             return 1
-        return 2 ** (int(self.quantizer.removeprefix("int")) - 1) - 1
+        return (1 << (int(self.quantizer.removeprefix("int")) - 1)) - 1
 
 
 FULL_PRECISION = WeightFormat(quantizer="none", activation="none")

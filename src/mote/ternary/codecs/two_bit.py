@@ -1,0 +1,24 @@
+"""2 bits a weight: four digits in a byte, byte = d0 + 4 d1 + 16 d2 + 64 d3; the digit 3 is illegal."""
+
+import torch
+from torch import Tensor
+
+from mote.ternary.codecs.codec import Codec
+
+_DIGITS = 4
+
+
+def encode(digits: Tensor) -> Tensor:
+    """uint8 digits [..., 4] in 0..2 -> uint8 [...]."""
+    packed = digits[..., 0].clone()
+    for p in range(1, _DIGITS):
+        packed |= digits[..., p] << (2 * p)
+    return packed
+
+
+def decode(packed: Tensor) -> Tensor:
+    """uint8 [...] -> uint8 digits [..., 4] in 0..3."""
+    return torch.stack([(packed >> (2 * p)) & 3 for p in range(_DIGITS)], dim=-1)
+
+
+TWO_BIT = Codec(name="2bit", digits_per_byte=_DIGITS, group_multiple=16, encode=encode, decode=decode)

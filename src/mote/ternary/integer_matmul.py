@@ -1,0 +1,55 @@
+"""The exact integer product of INT8 activations and integer weights, by whatever is exact and fast here.
+
+    acc[t, n] = sum_k x_q[t, k] * q[n, k]        int32
+
+`torch._int_mm` is oneDNN's INT8 product. torch 2.13 on a CPU, all of 19^3 shapes up to 128 tried
+(2026-11-22): it is exact with VNNI or AMX except for K = 1, where it is wrong, and it saturates silently
+without VNNI. So it is used only where a probe with saturating operands passes. Elsewhere the product runs in
+fp32, where every partial sum is an integer below 2^24 and therefore exact in any order; longer sums are cut
+into blocks of inputs and added as integers.
+
+Shape suffixes: T tokens, N outputs, K inputs.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_FP32_EXACT = 2**24
+_MIN_INPUTS = 4
+
+
+def integer_matmul(x_q_TK: Tensor, q_NK: Tensor, max_level: int = 127) -> Tensor:
+    """int8 [T, K] times int8 [N, K] transposed -> int32 [T, N], exact.
+
+    max_level: bound on |q|, which lets fp32 take longer sums at once (ternary: K up to 131,072).
+    """
+    cols = x_q_TK.shape[-1]
+    if x_q_TK.device.type == "cpu" and cols >= _MIN_INPUTS and x_q_TK.numel() and int8_matmul_is_exact():
+        return torch._int_mm(x_q_TK, q_NK.t())
+    block = (_FP32_EXACT - 1) // (128 * max_level)
+    if cols <= block:
+        return _fp32_block(x_q_TK, q_NK)
+    acc = torch.zeros(x_q_TK.shape[0], q_NK.shape[0], dtype=torch.int32, device=x_q_TK.device)
+    for start in range(0, cols, block):
+        acc += _fp32_block(x_q_TK[:, start : start + block], q_NK[:, start : start + block])
+    return acc
+
+
+@cache
+def int8_matmul_is_exact() -> bool:
+    """Whether `torch._int_mm` keeps the largest operands exact on this CPU (it does with VNNI or AMX)."""
+    x_q = torch.full((33, 96), -128, dtype=torch.int8)
+    for level in (-127, 127):
+        for rows in (1, 33):
+            for outputs in (1, 32, 65):
+                acc = torch._int_mm(x_q[:rows], torch.full((outputs, 96), level, dtype=torch.int8).t())
+                if not bool((acc == -128 * level * 96).all()):
+                    return False
+    return True
+
+
+def _fp32_block(x_q_TK: Tensor, q_NK: Tensor) -> Tensor:
+    with torch.autocast(x_q_TK.device.type, enabled=False):
+        return torch.mm(x_q_TK.to(torch.float32), q_NK.to(torch.float32).t()).to(torch.int32)

@@ -1,0 +1,211 @@
+"""One quantised linear: the specification of its numbers, and its straight-through gradients in training.
+
+    acc = x_q . q^T                          exact integers
+    y   = float(acc) * (s * scale)             one scale per matrix or row; s * scale is rounded to fp32 first
+    y   = (sum_g float(acc_g) * scale_g) * s   one scale per group of inputs, added in ascending order in fp32
+
+Backward is straight through both quantisers, as if y = x W^T with the dequantised operands:
+
+    dx = (dy * scale) q          dW = (dy * s)^T x_q
+
+Shape suffixes: T tokens, N outputs, K inputs, G groups along K, E experts.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mote.ternary.activations import quantize_activation
+from mote.ternary.cache import QuantizedCache
+from mote.ternary.format import WeightFormat
+from mote.ternary.integer_matmul import integer_matmul
+from mote.ternary.quantize import dequantize_weight
+
+__all__ = ["QuantizedCache", "grouped_linear", "quantized_linear", "straight_through", "weight_only_linear"]
+
+
+def quantized_linear(x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
+    """INT8 activations [T, K] with scales fp32 [T] through int8 weights [N, K]: fp32 [T, N].
+
+    scale: fp32 [] (tensor), [N] (row) or [N, G] (group). Every kernel must reproduce these bits.
+    """
+    if fmt.granularity != "group":
+        acc_TN = integer_matmul(x_q_TK, q_NK, fmt.max_level)
+        return acc_TN.to(torch.float32).mul_(_output_scale(s_T, scale, fmt))
+    y_TN = torch.zeros(x_q_TK.shape[0], q_NK.shape[0], dtype=torch.float32, device=x_q_TK.device)
+    for g, start in enumerate(range(0, q_NK.shape[1], fmt.group)):
+        columns = slice(start, start + fmt.group)
+        acc_TN = integer_matmul(x_q_TK[:, columns], q_NK[:, columns], fmt.max_level)
+        y_TN += acc_TN.to(torch.float32).mul_(
+            scale[:, g]
+        )  # product rounded first, then added: no fused operation
+    return y_TN.mul_(s_T[:, None])
+
+
+def weight_only_linear(x_TK: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
+    """Unquantised activations [T, K], computed in fp32, through int8 weights [N, K]: fp32 [T, N].
+
+    The order of the sum over K is the library's, so the last bits may differ between machines.
+    """
+    with torch.autocast(x_TK.device.type, enabled=False):
+        x_TK = x_TK.to(torch.float32)
+        if fmt.granularity == "group":
+            return x_TK @ dequantize_weight(q_NK, scale, fmt).t()
+        return (x_TK @ q_NK.to(torch.float32).t()).mul_(scale)
+
+
+def straight_through(x: Tensor, q: Tensor) -> Tensor:
+    """Exactly q forwards, the gradient of x backwards.
+
+    `x + (q - x).detach()` is not exactly q in bf16, nor in fp32 where q - x rounds.
+    """
+    out: Tensor = _StraightThrough.apply(x, q)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, q: Tensor) -> Tensor:
+        return q.view_as(q)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def grouped_linear(
+    x_TK: Tensor, offsets: Sequence[int], w_ENK: Tensor, cache: QuantizedCache, fmt: WeightFormat
+) -> Tensor:
+    """Tokens sorted by expert, each through its expert's matrix: fp32 [T, N].
+
+    x_TK: [T, K], any floating dtype; rows offsets[e]:offsets[e + 1] belong to expert e (E + 1 ascending
+    offsets, from 0 to T; empty experts allowed). w_ENK: master weights [E, N, K]; its gradient is one dense
+    [E, N, K] buffer. cache: kept beside the parameter by its owner.
+
+    Without gradients, and forwards in training with one scale per matrix or row, the numbers are those of
+    `quantized_linear` to the bit. In training the rest runs in the compute dtype (autocast's, where it is
+    on): the backward products, and forwards with scales per group, unquantised activations or unquantised
+    weights.
+    """
+    dtype = _compute_dtype(x_TK, w_ENK)
+    with torch.autocast(x_TK.device.type, enabled=False):
+        if torch.is_grad_enabled() and (x_TK.requires_grad or w_ENK.requires_grad):
+            args = (x_TK, w_ENK, tuple(offsets), cache, fmt, dtype)
+            y_TN: Tensor = _GroupedLinear.apply(*args)  # type: ignore[no-untyped-call]
+            return y_TN
+        return _forward(x_TK, w_ENK, offsets, cache, fmt, dtype, exact=True)[0]
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TK: Tensor,
+        w_ENK: Tensor,
+        offsets: tuple[int, ...],
+        cache: QuantizedCache,
+        fmt: WeightFormat,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        exact = fmt.granularity != "group" and fmt.activation == "int8"
+        y_TN, operand_TK, s_T = _forward(x_TK, w_ENK, offsets, cache, fmt, dtype, exact=exact)
+        weights = _backward_weights(w_ENK, cache, fmt, dtype)
+        ctx.save_for_backward(operand_TK, s_T, *weights)
+        ctx.offsets, ctx.dtype, ctx.x_dtype = offsets, dtype, x_TK.dtype
+        ctx.w_dtype = w_ENK.dtype
+        return y_TN
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        operand_TK, s_T, w_ENK, scale = ctx.saved_tensors
+        with torch.autocast(operand_TK.device.type, enabled=False):
+            dy_TN = grads[0].to(torch.float32)
+            dx_TK = dw_ENK = None
+            if ctx.needs_input_grad[0]:
+                dx_TK = _input_gradient(dy_TN, w_ENK, scale, ctx.offsets, ctx.dtype).to(ctx.x_dtype)
+            if ctx.needs_input_grad[1]:
+                scaled_TN = dy_TN if s_T is None else dy_TN * s_T[:, None]
+                dw_ENK = torch.empty(w_ENK.shape, dtype=ctx.w_dtype, device=w_ENK.device)
+                _weight_gradient(scaled_TN.to(ctx.dtype), operand_TK.to(ctx.dtype), ctx.offsets, dw_ENK)
+        return dx_TK, dw_ENK, None, None, None, None
+
+
+def _forward(
+    x_TK: Tensor,
+    w_ENK: Tensor,
+    offsets: Sequence[int],
+    cache: QuantizedCache,
+    fmt: WeightFormat,
+    dtype: torch.dtype,
+    *,
+    exact: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(y fp32 [T, N], the activation operand [T, K], its scale fp32 [T] or None).
+
+    exact: the numbers of `quantized_linear` or `weight_only_linear` rather than products in dtype.
+    """
+    operand_TK, s_T = quantize_activation(x_TK) if fmt.activation == "int8" else (x_TK.detach(), None)
+    y_TN = torch.empty(x_TK.shape[0], w_ENK.shape[1], dtype=torch.float32, device=x_TK.device)
+    if fmt.quantizer == "none" or not exact:
+        dense = w_ENK.detach().to(dtype) if fmt.quantizer == "none" else cache.get_dense(w_ENK, fmt, dtype)
+        cast_TK = operand_TK.to(dtype)
+        for e, rows in _segments(offsets):
+            y_TN[rows] = cast_TK[rows] @ dense[e].t()
+        return (y_TN if s_T is None else y_TN.mul_(s_T[:, None])), operand_TK, s_T
+    q_ENK, scale = cache.get(w_ENK, fmt)
+    for e, rows in _segments(offsets):
+        if s_T is None:
+            y_TN[rows] = weight_only_linear(operand_TK[rows], q_ENK[e], scale[e], fmt)
+        else:
+            y_TN[rows] = quantized_linear(operand_TK[rows], s_T[rows], q_ENK[e], scale[e], fmt)
+    return y_TN, operand_TK, s_T
+
+
+def _backward_weights(
+    w_ENK: Tensor, cache: QuantizedCache, fmt: WeightFormat, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """(matrices, scale) whose product is the weight that dx multiplies; scale [E] or [E, N], or None."""
+    if fmt.quantizer == "none":
+        return w_ENK.detach(), None
+    if fmt.granularity == "group":
+        return cache.get_dense(w_ENK, fmt, dtype), None
+    return cache.get(w_ENK, fmt)
+
+
+def _input_gradient(
+    dy_TN: Tensor, w_ENK: Tensor, scale: Tensor | None, offsets: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    dx_TK = torch.empty(dy_TN.shape[0], w_ENK.shape[2], dtype=torch.float32, device=dy_TN.device)
+    for e, rows in _segments(offsets):
+        scaled = dy_TN[rows] if scale is None else dy_TN[rows] * scale[e]
+        dx_TK[rows] = scaled.to(dtype) @ w_ENK[e].to(dtype)
+    return dx_TK
+
+
+def _weight_gradient(dy_TN: Tensor, x_TK: Tensor, offsets: Sequence[int], dw_ENK: Tensor) -> None:
+    for e in range(dw_ENK.shape[0]):
+        rows = slice(offsets[e], offsets[e + 1])
+        if rows.start == rows.stop:
+            dw_ENK[e].zero_()
+        else:
+            dw_ENK[e] = dy_TN[rows].t() @ x_TK[rows]
+
+
+def _segments(offsets: Sequence[int]) -> list[tuple[int, slice]]:
+    """(expert, its rows) of every expert that has tokens."""
+    return [(e, slice(start, stop)) for e, (start, stop) in enumerate(pairwise(offsets)) if stop > start]
+
+
+def _output_scale(s_T: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
+    return s_T[:, None] * (scale if fmt.granularity == "tensor" else scale[None, :])
+
+
+def _compute_dtype(x_TK: Tensor, w_ENK: Tensor) -> torch.dtype:
+    """Dtype of the products that are not exact integers: autocast's, else the wider of the operands'."""
+    device = x_TK.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(x_TK.dtype, w_ENK.dtype)
