@@ -1,0 +1,202 @@
+// AVX2 kernels: vpmaddubsw multiplies digits 0..2 (unsigned) with activations (signed) and adds pairs into int16.
+//
+// A pair is at most 2 * 2 * 128 = 512 in magnitude, so 64 of them fit an int16 lane (-32768..32512) before it must be
+// widened to int32: 64 quads of inputs, 16 k-groups in 2-bit and 12 (60 quads) in base-3. A register holds 8 rows x 4
+// consecutive inputs. Legend: quad = 4 consecutive inputs; a tile is [quad][64 rows][4] digits, 256 bytes a quad.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "format.h"
+#include "isa/isa.h"
+
+namespace mote {
+namespace {
+
+using V = __m256i;
+
+constexpr int64_t kQuads = 64;          // of one block
+constexpr int64_t kPrefetch = 2048;     // bytes ahead of the stream of weights
+
+inline V load(const void *p) { return _mm256_loadu_si256(static_cast<const V *>(p)); }
+inline void store(void *p, V v) { _mm256_storeu_si256(static_cast<V *>(p), v); }
+inline V broadcast(const int8_t *x) {
+  int32_t quad;
+  std::memcpy(&quad, x, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+inline V multiply_add(V acc, V digits, V x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(digits, x)); }
+inline V widen(V acc16) { return _mm256_madd_epi16(acc16, _mm256_set1_epi16(1)); }
+
+inline V digit_2bit(V bytes, int p) {
+  return _mm256_and_si256(_mm256_srli_epi16(bytes, 2 * p), _mm256_set1_epi8(3));
+}
+
+// Takes the top base-3 digit out of *rest (its place is worth `power`) and returns it. min(v, v - power) subtracts only
+// where v >= power, since otherwise the difference wraps above v; twice covers the digit 2. The difference is digit *
+// power, whose low nibble names the digit for all of 3, 9, 27, 81 (of 162 bit 7 must be cleared for the shuffle).
+inline V take_digit(V *rest, int power) {
+  const V step = _mm256_set1_epi8(static_cast<char>(power));
+  V left = _mm256_min_epu8(*rest, _mm256_sub_epi8(*rest, step));
+  left = _mm256_min_epu8(left, _mm256_sub_epi8(left, step));
+  V multiple = _mm256_sub_epi8(*rest, left);
+  if (power == 81) multiple = _mm256_and_si256(multiple, _mm256_set1_epi8(0x7f));
+  *rest = left;
+  const V digit_of = _mm256_setr_epi8(0, 1, 2, 1, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0,   //
+                                      0, 1, 2, 1, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0);
+  return _mm256_shuffle_epi8(digit_of, multiple);
+}
+
+template <int32_t F>
+struct Layout;
+template <>
+struct Layout<MOTE_2BIT> {
+  static constexpr int64_t quads = 4, groups = kQuads / 4;
+};
+template <>
+struct Layout<MOTE_BASE3> {
+  static constexpr int64_t quads = 5, groups = kQuads / 5;
+};
+
+// Digits of k-groups into a tile.
+template <int32_t F>
+void unpack(const uint8_t *strip, int64_t groups, uint8_t *tile) {
+  for (int64_t g = 0; g < groups; ++g, tile += Layout<F>::quads * kGroupBytes)
+    for (int64_t r = 0; r < kGroupBytes; r += 32) {
+      V rest = load(strip + g * kGroupBytes + r);
+      if constexpr (F == MOTE_2BIT) {
+        for (int p = 0; p < 4; ++p) store(tile + p * kGroupBytes + r, digit_2bit(rest, p));
+      } else {
+        store(tile + 4 * kGroupBytes + r, take_digit(&rest, 81));
+        store(tile + 3 * kGroupBytes + r, take_digit(&rest, 27));
+        store(tile + 2 * kGroupBytes + r, take_digit(&rest, 9));
+        store(tile + 1 * kGroupBytes + r, take_digit(&rest, 3));
+        store(tile + r, rest);
+      }
+    }
+}
+
+// Named accumulators a<token><half>: GCC spills an array of registers. FOR_TOKENS repeats a statement for tokens 0..3.
+#define FOR_TOKENS(M) M(0) M(1) M(2) M(3)
+#define ROW(t) const int8_t *x##t = x + (t < T ? t : 0) * x_stride;
+#define ZERO(t) V a##t##0 = _mm256_setzero_si256(), a##t##1 = _mm256_setzero_si256();
+#define MULTIPLY(t)                              \
+  if constexpr (t < T) {                         \
+    const V quad = broadcast(x##t + 4 * k);      \
+    a##t##0 = multiply_add(a##t##0, w0, quad);   \
+    a##t##1 = multiply_add(a##t##1, w1, quad);   \
+  }
+#define ADD(t)                                                                                 \
+  if constexpr (t < T) {                                                                       \
+    int32_t *acc = acc_TR + t * kStripRows + r;                                                \
+    store(acc, _mm256_add_epi32(load(acc), widen(a##t##0)));                                   \
+    store(acc + 8, _mm256_add_epi32(load(acc + 8), widen(a##t##1)));                           \
+  }
+
+// acc_TR += tile . x for T tokens and 64 rows, 16 rows at a time.
+template <int T>
+void multiply_tile(const uint8_t *tile, int64_t quads, const int8_t *x, int64_t x_stride, int32_t *acc_TR) {
+  FOR_TOKENS(ROW)
+  (void)x1, (void)x2, (void)x3;
+  for (int64_t r = 0; r < kStripRows; r += 16) {
+    FOR_TOKENS(ZERO)
+    const uint8_t *w = tile + r * 4;
+    for (int64_t k = 0; k < quads; ++k, w += kGroupBytes) {
+      const V w0 = load(w), w1 = load(w + 32);
+      FOR_TOKENS(MULTIPLY)
+    }
+    FOR_TOKENS(ADD)
+    (void)a10, (void)a11, (void)a20, (void)a21, (void)a30, (void)a31;
+  }
+}
+#undef FOR_TOKENS
+#undef ROW
+#undef ZERO
+#undef MULTIPLY
+#undef ADD
+
+template <int32_t F>
+void many_tokens(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t x_stride, int64_t tokens,
+                 int32_t *acc_TR) {
+  alignas(32) uint8_t tile[kQuads * kGroupBytes];
+  for (int64_t g = 0; g < groups; g += Layout<F>::groups) {
+    const int64_t count = std::min(Layout<F>::groups, groups - g), quads = count * Layout<F>::quads;
+    unpack<F>(strip + g * kGroupBytes, count, tile);
+    const int8_t *row = x + g * Layout<F>::quads * 4;
+    int32_t *acc = acc_TR;
+    int64_t t = 0;
+    for (; t + 4 <= tokens; t += 4, row += 4 * x_stride, acc += 4 * kStripRows)
+      multiply_tile<4>(tile, quads, row, x_stride, acc);
+    if (tokens - t == 3) multiply_tile<3>(tile, quads, row, x_stride, acc);
+    if (tokens - t == 2) multiply_tile<2>(tile, quads, row, x_stride, acc);
+    if (tokens - t == 1) multiply_tile<1>(tile, quads, row, x_stride, acc);
+  }
+}
+
+// One k-group of 8 rows for one token, decoded in registers.
+template <int32_t F>
+inline V multiply_group(V acc, V bytes, V x0, V x1, V x2, V x3, V x4) {
+  if constexpr (F == MOTE_2BIT) {
+    acc = multiply_add(acc, digit_2bit(bytes, 0), x0);
+    acc = multiply_add(acc, digit_2bit(bytes, 1), x1);
+    acc = multiply_add(acc, digit_2bit(bytes, 2), x2);
+    return multiply_add(acc, digit_2bit(bytes, 3), x3);
+  } else {
+    acc = multiply_add(acc, take_digit(&bytes, 81), x4);
+    acc = multiply_add(acc, take_digit(&bytes, 27), x3);
+    acc = multiply_add(acc, take_digit(&bytes, 9), x2);
+    acc = multiply_add(acc, take_digit(&bytes, 3), x1);
+    return multiply_add(acc, bytes, x0);
+  }
+}
+
+// GEMV, straight from the packed bytes. Accumulators b0..b7 hold rows 8i..8i+7; FOR_ROWS repeats for i = 0..7.
+#define FOR_ROWS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
+#define ZERO(i) V b##i = _mm256_setzero_si256();
+#define MULTIPLY(i) b##i = multiply_group<F>(b##i, load(strip + 32 * i), x0, x1, x2, x3, x4);
+#define ADD(i) store(acc_R + 8 * i, _mm256_add_epi32(load(acc_R + 8 * i), widen(b##i)));
+template <int32_t F>
+void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *acc_R) {
+  for (int64_t start = 0; start < groups; start += Layout<F>::groups) {
+    const int64_t count = std::min(Layout<F>::groups, groups - start);
+    FOR_ROWS(ZERO)
+    for (int64_t g = 0; g < count; ++g, strip += kGroupBytes, x += 4 * Layout<F>::quads) {
+      for (int64_t line = 0; line < kGroupBytes; line += 64)
+        _mm_prefetch(reinterpret_cast<const char *>(strip) + kPrefetch + line, _MM_HINT_T0);
+      const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
+      const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
+      FOR_ROWS(MULTIPLY)
+    }
+    FOR_ROWS(ADD)
+  }
+}
+#undef FOR_ROWS
+#undef ZERO
+#undef MULTIPLY
+#undef ADD
+
+template <int32_t F>
+void dot_as(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t x_stride, int64_t tokens, int32_t *acc_TR) {
+  std::memset(acc_TR, 0, static_cast<size_t>(tokens * kStripRows) * sizeof *acc_TR);
+  if (tokens == 1) {
+    one_token<F>(strip, groups, x, acc_TR);
+  } else {
+    many_tokens<F>(strip, groups, x, x_stride, tokens, acc_TR);
+  }
+}
+
+void dot(int32_t format, const uint8_t *strip, int64_t groups, const int8_t *x, int64_t x_stride, int64_t tokens,
+         int32_t *acc_TR) {
+  if (format == MOTE_2BIT) {
+    dot_as<MOTE_2BIT>(strip, groups, x, x_stride, tokens, acc_TR);
+  } else {
+    dot_as<MOTE_BASE3>(strip, groups, x, x_stride, tokens, acc_TR);
+  }
+}
+
+bool usable() { return __builtin_cpu_supports("avx2"); }
+}  // namespace
+
+const Isa kAvx2 = {"avx2", usable, dot};
+}  // namespace mote
