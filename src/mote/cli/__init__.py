@@ -1,0 +1,33 @@
+"""The command line. Each verb parses, calls one function, prints; nothing heavy is imported before a verb
+runs.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from mote.errors import MoteError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `mote` with `argv` (default: the process's own arguments) and exits with the verb's code.
+
+    0: done. 1: an error that the user can act on. 2: a usage error, or a defect of ours. 130: Ctrl-C. Each
+    error is one line on stderr; the traceback is shown with --debug.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of `mote ARGUMENTS`; errors have been printed."""
+    from mote.cli.app import app
+    from mote.cli.failures import report
+
+    debug = "--debug" in arguments
+    try:
+        code = app(args=arguments or ["--help"], prog_name="mote", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, SystemExit | MoteError | KeyboardInterrupt):
+            raise
+        return report(error, debug=debug)

@@ -1,0 +1,70 @@
+"""`mote info`: what a checkpoint is, where it came from, and where its bytes are."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mote.cli.options import AsJson, Debug
+
+if TYPE_CHECKING:
+    from mote.checkpoint.shards import Checkpoint
+
+EXAMPLE = "mote info runs/small/packed"
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, dense, up-cycled or packed.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a checkpoint holds.
+
+    Lineage, layers, experts, and the true bytes of every component.
+    """
+    print_summary(checkpoint, as_json=as_json)
+
+
+def print_summary(root: Path, *, as_json: bool) -> None:
+    """Prints what `mote info` prints; the verbs that write a checkpoint end with it."""
+    from mote.checkpoint.accounting import describe
+    from mote.checkpoint.shards import Checkpoint
+    from mote.cli.output import emit
+
+    checkpoint = Checkpoint.open(root)
+    described = describe(checkpoint)
+    emit(described, as_json=as_json, lines=_lines(checkpoint, described))
+
+
+def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
+    from mote.cli.output import human_bytes, human_seconds, table
+
+    mote, lineage = checkpoint.mote, checkpoint.lineage
+    identity = described["id"] or "none (not written by mote)"
+    lines = [
+        f"{checkpoint.root}: {described['base_model_type']}, {checkpoint.state}",
+        f"id {identity}",
+    ]
+    if lineage is not None:
+        verbs = [verb for verb, _ in lineage.ancestors]
+        seed = "" if lineage.seed is None else f", seed {lineage.seed}"
+        lines.append(
+            f"made by {' > '.join([*verbs, lineage.verb])} in {human_seconds(lineage.wall_seconds)}{seed}"
+        )
+    if mote is not None:
+        routed = mote.routed
+        lines += [
+            f"{len(mote.layers)} layers of {mote.num_experts} routed experts, top {mote.top_k}, {mote.combine}, "
+            + (f"shared expert ({mote.shared.quantizer})" if mote.shared_expert else "no shared expert"),
+            f"routed experts: {routed.quantizer}, one {routed.scale} scale per {routed.granularity}, "
+            f"activations {routed.activation}, stored {mote.codec or 'as floats'}",
+        ]
+    sizes = described["true_bytes"]
+    rows = [
+        (name, f"{count:,}", human_bytes(count))
+        for name, count in sizes.items()
+        if count and name not in ("tensors", "files")
+    ]
+    for name, title in (("tensors", "all tensors"), ("files", "weight files")):
+        rows.append((title, f"{sizes[name]:,}", human_bytes(sizes[name])))
+    return [*lines, "", *table(("component", "bytes", ""), rows)]

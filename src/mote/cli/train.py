@@ -1,0 +1,45 @@
+"""`mote train`: one stage of training."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mote.cli.options import AsJson, Debug, Force, Out, RecipeFile, Resume, Seed, Settings, Threads
+
+EXAMPLE = "mote train runs/upcycled --stage experts --data runs/data --out runs/mote --set max_steps=50"
+
+Stage = Literal["align", "instruct", "experts"]
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint to train.")],
+    stage: Annotated[Stage, typer.Option("--stage", help="What trains; see `docs/reference/recipe.md`.")],
+    data: Annotated[Path, typer.Option("--data", help="LLaVA-style file, or a folder that was drawn.")],
+    out: Out,
+    recipe: RecipeFile = None,
+    set_: Settings = None,
+    seed: Seed = None,
+    threads: Threads = 0,
+    resume: Resume = False,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train one of three stages.
+
+    align: the connector. instruct: connector and language model. experts: routers and routed experts.
+    """
+    import shutil
+
+    from mote.cli.info import print_summary
+    from mote.cli.settings import resolve
+    from mote.train import TrainConfig, train
+
+    config = resolve(TrainConfig, stage, recipe, set_, seed)
+    work = out.parent / f".{out.name}.work"
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    train(checkpoint, out, config, stage=stage, data=data, work=work, force=force)
+    shutil.rmtree(work, ignore_errors=True)
+    print_summary(out, as_json=as_json)
