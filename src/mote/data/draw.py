@@ -9,11 +9,12 @@ that are missing.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mote.checkpoint.atomic import write_file
 from mote.data.skills import Skill, make_skill
 from mote.data.skills.picture import EVAL_SPLITS, SPLITS, Picture, Question, Split, dice, digest
 from mote.errors import DataError, RecipeError
@@ -38,7 +39,7 @@ class SkillConfig:
     test: int = 300
     final: int = 300
     questions: int = 3
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(self.train, self.val, self.test, self.final) < 0 or self.questions < 1:
@@ -49,22 +50,12 @@ class SkillConfig:
 class MixConfig:
     """skills: name -> how much of it; seed: decides the pictures, never their split."""
 
-    skills: Mapping[str, SkillConfig]
+    skills: dict[str, SkillConfig]
     seed: int = 0
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> "MixConfig":
-        """From a recipe's mapping: {"seed": 0, "skills": {"naming": {"train": 1800, ...}, ...}}.
-        RecipeError."""
-        if unknown := plain.keys() - {"seed", "skills"}:
-            raise RecipeError(f"data: unknown keys {sorted(unknown)}; use seed and skills")
-        skills = {}
-        for name, settings in plain.get("skills", {}).items():
-            try:
-                skills[name] = SkillConfig(**settings)
-            except TypeError as error:
-                raise RecipeError(f"data.skills.{name}: {error}") from None
-        return cls(skills=skills, seed=plain.get("seed", 0))
+    def __post_init__(self) -> None:
+        for name, settings in self.skills.items():
+            make_skill(name, settings.options)
 
 
 def draw(config: MixConfig, out: Path | str, *, progress: bool = True) -> dict[Split, Path]:
@@ -87,6 +78,8 @@ def draw(config: MixConfig, out: Path | str, *, progress: bool = True) -> dict[S
         return paths
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
+        for leftover in (out / "images").glob("*.partial-*"):
+            leftover.unlink()
         rows: dict[Split, list[dict[str, object]]] = {split: [] for split in SPLITS}
         for name, settings in config.skills.items():
             chosen = _choose(makers[name], settings, config.seed)
@@ -95,8 +88,10 @@ def draw(config: MixConfig, out: Path | str, *, progress: bool = True) -> dict[S
                 rows[picture.split] += _rows(picture, questions)
         dice(config.seed, "order").shuffle(rows["train"])
         for split, path in paths.items():
-            _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode())
-        _write(out / MANIFEST, json.dumps(manifest, indent=1).encode())
+            write_file(
+                path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode()
+            )
+        write_file(out / MANIFEST, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         raise DataError(
             f"{error.filename or out}: cannot be written: {error.strerror}; free space or choose --out"
@@ -193,19 +188,10 @@ def _turns(question: Question, *, first: bool) -> list[dict[str, str]]:
 
 def _paint(picture: Picture, out: Path) -> None:
     path = out / "images" / f"{picture.stem}.png"
-    if path.exists():
+    if path.exists() and path.stat().st_size:
         return
     partial = path.with_suffix(f".partial-{os.getpid()}")
     picture.paint().save(partial, format="PNG", compress_level=1)
-    partial.replace(path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
     partial.replace(path)
 
 

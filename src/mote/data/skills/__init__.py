@@ -2,7 +2,6 @@
 `SKILLS`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Protocol
 
 from mote.data.skills.attributes import Attributes
@@ -13,6 +12,7 @@ from mote.data.skills.picture import Picture
 from mote.data.skills.spatial import Spatial
 from mote.data.skills.words import Words
 from mote.errors import RecipeError
+from mote.recipe import from_plain
 
 
 class Skill(Protocol):
@@ -39,15 +39,5 @@ def make_skill(name: str, options: Mapping[str, object] | None = None) -> Skill:
     """A skill with its settings. RecipeError on an unknown skill or setting, or a value of the wrong type."""
     if name not in SKILLS:
         raise RecipeError(f"skill {name!r} is unknown; choose from {', '.join(SKILLS)}")
-    known = {field.name: field for field in fields(SKILLS[name])}
-    for key, value in (options or {}).items():
-        if key not in known:
-            allowed = ", ".join(known) or "none"
-            raise RecipeError(f"skill {name!r} has no setting {key!r}; its settings: {allowed}")
-        default = known[key].default
-        if value is not None and (
-            isinstance(default, bool) != isinstance(value, bool) or not isinstance(value, int | float)
-        ):
-            raise RecipeError(f"{name}.{key}={value!r}: expected a value like {default!r}")
-    skill: Skill = SKILLS[name](**(options or {}))
+    skill: Skill = from_plain(SKILLS[name], options, f"data.skills.{name}.options")
     return skill

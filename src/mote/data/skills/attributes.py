@@ -62,7 +62,7 @@ def _question(text: str, answer: str) -> Question:
         template=template.capitalize(),
         text=text.capitalize(),
         answer=answer,
-        metric="exact",
+        metric="exact_match",
     )
 
 

@@ -76,7 +76,7 @@ def _extremes(rows: list[Row]) -> list[Question]:
             template=f"Which country has the {word} bar?",
             text=f"Which country has the {word} bar?",
             answer=ordered[place][0],
-            metric="exact",
+            metric="exact_match",
             choices=tuple(name for name, _ in rows),
         )
         for word, place in (("longest", -1), ("shortest", 0))
@@ -90,7 +90,7 @@ def _values(rows: list[Row]) -> list[Question]:
             template="What is the value of {country}?",
             text=f"What is the value of {name}?",
             answer=_print(value),
-            metric="relaxed",
+            metric="relaxed_accuracy",
         )
         for name, value in rows
     ]

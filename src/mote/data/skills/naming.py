@@ -49,7 +49,7 @@ class Naming:
                 template=TEMPLATE,
                 text=TEMPLATE,
                 answer=concept,
-                metric="choice",
+                metric="multiple_choice",
                 choices=tuple(options),
             )
             yield Picture(

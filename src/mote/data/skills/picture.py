@@ -15,7 +15,7 @@ from typing import Literal
 from PIL import Image
 
 Split = Literal["train", "val", "test", "final"]
-Metric = Literal["choice", "exact", "cer", "relaxed"]
+Metric = Literal["multiple_choice", "exact_match", "one_minus_cer", "relaxed_accuracy"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test", "final")
 EVAL_SPLITS: tuple[Split, ...] = ("val", "test", "final")
 SIDE = 224

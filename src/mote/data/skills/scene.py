@@ -65,7 +65,7 @@ def count_question(scene: Scene, concept: str) -> Question:
         template="How many {things} are there?",
         text=f"How many {plural(concept)} are there?",
         answer=str(scene.cells.count(concept)),
-        metric="exact",
+        metric="exact_match",
     )
 
 
@@ -79,7 +79,7 @@ def corner_questions(scene: Scene) -> list[Question]:
             template="What is at the {corner}?",
             text=f"What is at the {corner}?",
             answer=concept,
-            metric="exact",
+            metric="exact_match",
         )
         for corner, concept in zip(CORNERS, scene.cells, strict=True)
         if concept
@@ -102,7 +102,7 @@ def relation_questions(scene: Scene) -> list[Question]:
                         template=f"What is {relation} the {{thing}}?",
                         text=f"What is {relation} the {concept}?",
                         answer=answer,
-                        metric="exact",
+                        metric="exact_match",
                     )
                 )
     return found
@@ -115,6 +115,6 @@ def listing_question(scene: Scene) -> Question:
         template="List the things.",
         text="List the things.",
         answer=", ".join(c for c in scene.cells if c),
-        metric="exact",
+        metric="exact_match",
         train_only=True,
     )

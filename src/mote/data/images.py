@@ -1,0 +1,56 @@
+"""Pictures from files that nobody vouches for: the size is checked in the header, before anything is
+decoded."""
+
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from mote.errors import DataError
+
+MAX_PIXELS = 40_000_000
+"""Default cap on width times height: a large photograph passes, a decompression bomb does not."""
+
+
+def open_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture as RGB, upright (EXIF orientation applied); the first frame of an animation.
+
+    Raises DataError, naming the file, when it is missing, not a picture, truncated, or larger than
+    `max_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                _check_size(path, opened.size, max_pixels)
+                opened.load()
+                upright = ImageOps.exif_transpose(opened)
+                return upright.convert("RGB")
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: far more pixels than the cap of {max_pixels:,}; scale it down") from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: {_reason(error)}") from None
+
+
+def check_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise what `open_image` would raise; costs a full decoding, since a truncated file shows only then."""
+    open_image(path, max_pixels=max_pixels).close()
+
+
+def _check_size(path: Path | str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{path}: {width} x {height} pixels, more than the cap of {max_pixels:,}; scale it down"
+        )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "cannot identify" in text:
+        return "not a picture that can be read (PNG, JPEG, WebP, ...)"
+    return f"damaged picture: {text}"
