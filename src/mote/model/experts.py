@@ -1,0 +1,168 @@
+"""The routed experts of one layer: N SwiGLU networks, each token through the k that its route names.
+
+    R(h) = sum_k gate_k * W_down[e_k]( silu(W_gate[e_k] h) * (W_up[e_k] h) )
+
+Dropless: tokens are sorted by expert (stable), each expert multiplies its own segment, and the results go back to the
+tokens' order, added in order of rank: no capacity, no atomic addition, the same bits every time. Everything between
+the matrices and the sum is fp32; the block rounds once at the end.
+
+`FloatExperts` holds trainable fp32 master weights, quantised on the fly with straight-through gradients;
+`PackedExperts` holds the packed integers and scales. With gradients off both compute the same numbers: the same
+integers, scaled in fp32 in the same order. A learnable gain (combine "gated") multiplies the down scale there, as it
+will be in the packed file.
+
+Shapes: T tokens, H hidden, F ffn width, N experts, k chosen, R = T*k routed slots.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.layout import matrix_shape, scale_shape
+from mote.errors import FormatError
+from mote.model.families import PROJECTIONS
+from mote.model.packed import Backend, PackedMatrix, packed_linear
+from mote.model.precision import KeepFloat32
+from mote.model.router import Route
+from mote.ternary.activations import quantize_activation
+from mote.ternary.codecs import CODECS
+from mote.ternary.linear import QuantizedCache, grouped_linear, quantized_linear
+from mote.ternary.quantize import QuantizedWeight
+
+
+class RoutedExperts(KeepFloat32, nn.Module):
+    """Routing of tokens to experts and back; subclasses say how one sorted batch goes through the matrices."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+
+    def forward(self, h_TH: Tensor, route: Route) -> Tensor:
+        """h_TH of any float dtype to R(h), fp32 [T, H]."""
+        tokens, k = route.expert_Tk.shape
+        expert_R = route.expert_Tk.reshape(-1)
+        order_R = torch.argsort(expert_R, stable=True)
+        counts = torch.bincount(expert_R, minlength=self.num_experts).tolist()
+        offsets = [0]
+        for count in counts:
+            offsets.append(offsets[-1] + count)
+        x_RH = h_TH.float().index_select(0, order_R // k if k > 1 else order_R)
+        y_RH = self._through(x_RH, offsets) * route.gate_Tk.reshape(-1)[order_R, None]
+        back_R = torch.empty_like(order_R)
+        back_R[order_R] = torch.arange(order_R.numel(), device=order_R.device)
+        y_TkH = y_RH.index_select(0, back_R).view(tokens, k, -1)
+        total_TH = y_TkH[:, 0]
+        for rank in range(1, k):
+            total_TH = total_TH + y_TkH[:, rank]
+        return total_TH
+
+    def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
+        """fp32 rows sorted by expert, expert e owning rows offsets[e] to offsets[e+1], to outputs fp32 [R, H]."""
+        raise NotImplementedError
+
+
+class FloatExperts(RoutedExperts):
+    """Trainable experts: `gate_proj`, `up_proj` [N, F, H] and `down_proj` [N, H, F], fp32, one parameter each.
+
+    gain: fp32 [N], starting at 0, with combine "gated"; None otherwise.
+    """
+
+    def __init__(self, config: MoteConfig, hidden_size: int, ffn_size: int) -> None:
+        super().__init__(config.num_experts)
+        self.format = config.routed
+        for name in PROJECTIONS:
+            shape = (self.num_experts, *matrix_shape(name, hidden_size, ffn_size))
+            setattr(self, name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
+        gated = config.combine == "gated"
+        self.gain = nn.Parameter(torch.zeros(self.num_experts, dtype=torch.float32)) if gated else None
+        self._caches = {name: QuantizedCache() for name in PROJECTIONS}
+
+    def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
+        g_RF = self._project("gate_proj", x_RH, offsets)
+        u_RF = self._project("up_proj", x_RH, offsets)
+        a_RF = nn.functional.silu(g_RF) * u_RF
+        if self.gain is None:
+            return self._project("down_proj", a_RF, offsets)
+        if torch.is_grad_enabled() or self.format.quantizer == "none":
+            sizes = torch.tensor(
+                [b - a for a, b in zip(offsets, offsets[1:], strict=False)], device=x_RH.device
+            )
+            gain_R = self.gain.repeat_interleave(sizes, output_size=x_RH.shape[0])
+            return self._project("down_proj", a_RF, offsets) * gain_R[:, None]
+        return self._down_with_gain(a_RF, offsets)
+
+    def _project(self, name: str, x_RK: Tensor, offsets: list[int]) -> Tensor:
+        return grouped_linear(x_RK, offsets, getattr(self, name), self._caches[name], self.format)
+
+    def _down_with_gain(self, a_RF: Tensor, offsets: list[int]) -> Tensor:
+        """The gain inside the scale, so that packing changes no bit (gradients off)."""
+        q, scale = self.quantized("down_proj")
+
+        def one(expert: int, a_SF: Tensor) -> Tensor:
+            x_q, s = quantize_activation(a_SF)
+            return quantized_linear(x_q, s, q[expert], scale[expert], self.format)
+
+        return _by_segment(a_RF, offsets, q.shape[1], one)
+
+    @torch.no_grad()
+    def quantized(self, name: str) -> QuantizedWeight:
+        """Integers and scales of one stack as a packed file holds them, the gain folded into the down scale."""
+        q, scale = self._caches[name].get(getattr(self, name), self.format)
+        if name == "down_proj" and self.gain is not None:
+            scale = scale * self.gain.float().view(-1, *[1] * (scale.ndim - 1))
+        return QuantizedWeight(q, scale)
+
+
+class PackedExperts(RoutedExperts):
+    """Packed experts: per matrix `<name>_packed` uint8 [N, S, KG, 256] and `<name>_scale` fp32 [N, ...]."""
+
+    def __init__(self, config: MoteConfig, hidden_size: int, ffn_size: int) -> None:
+        super().__init__(config.num_experts)
+        if config.codec is None:
+            raise FormatError("packed experts need a codec; use 'base3' or '2bit'")
+        self.backend: Backend = "native"
+        self.layouts: dict[str, PackedMatrix] = {}
+        for name in PROJECTIONS:
+            rows, cols = matrix_shape(name, hidden_size, ffn_size)
+            layout = PackedMatrix(rows=rows, cols=cols, format=config.routed, codec=config.codec)
+            packed = CODECS[config.codec].packed_shape(rows, cols, config.routed.group)
+            scale = scale_shape(config.routed, rows, cols)
+            self.layouts[name] = layout
+            self.register_buffer(f"{name}_packed", torch.zeros(self.num_experts, *packed, dtype=torch.uint8))
+            self.register_buffer(f"{name}_scale", torch.zeros(self.num_experts, *scale, dtype=torch.float32))
+
+    def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
+        def one(expert: int, x_SH: Tensor) -> Tensor:
+            g_SF = self._project("gate_proj", expert, x_SH)
+            u_SF = self._project("up_proj", expert, x_SH)
+            return self._project("down_proj", expert, nn.functional.silu(g_SF) * u_SF)
+
+        return _by_segment(x_RH, offsets, x_RH.shape[1], one)
+
+    def _project(self, name: str, expert: int, x_SK: Tensor) -> Tensor:
+        packed, scale = getattr(self, f"{name}_packed")[expert], getattr(self, f"{name}_scale")[expert]
+        return packed_linear(x_SK, packed, scale, self.layouts[name], self.backend)
+
+    @classmethod
+    @torch.no_grad()
+    def pack(cls, experts: FloatExperts, config: MoteConfig) -> "PackedExperts":
+        """Packs float experts; `config` is the packed model's. Raises FormatError for NaN, Inf or an unpackable grid."""
+        ffn_size, hidden_size = experts.gate_proj.shape[1:]
+        with torch.device(experts.gate_proj.device):
+            packed = cls(config, hidden_size, ffn_size)
+        for name in PROJECTIONS:
+            q, scale = experts.quantized(name)
+            getattr(packed, f"{name}_packed").copy_(packed.layouts[name].pack(q))
+            getattr(packed, f"{name}_scale").copy_(scale)
+        return packed
+
+
+def _by_segment(x_RK: Tensor, offsets: list[int], width: int, one: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Concatenates `one(expert, its rows)` over the experts that have rows."""
+    bounds = enumerate(zip(offsets, offsets[1:], strict=False))
+    parts = [one(e, x_RK[start:stop]) for e, (start, stop) in bounds if stop > start]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if parts else x_RK.new_zeros(0, width)

@@ -1,0 +1,45 @@
+"""Which precision computes, and which tensors are fp32 whatever computes.
+
+bf16 arithmetic pays where the hardware has it; a processor without bf16 instructions emulates it at a fifth of the
+speed of fp32.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> bool:
+    """Whether `precision` means bf16 on `device`: for "auto", where its instructions exist."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
+    """`torch.autocast` to bf16 where `computes_in_bf16`, else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device, precision))
+
+
+class KeepFloat32:
+    """Mix-in before `nn.Module`: `.to(bfloat16)`, `.half()` and the like move this module's own tensors, not cast them.
+
+    Router weights decide a discrete choice, master weights of routed experts must move at a learning rate of 2e-5
+    (a bf16 weight does not), and scales are fp32 in the format.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            if not tensor.is_floating_point() or new.dtype in (tensor.dtype, torch.float32):
+                return new
+            return tensor.to(device=new.device)
+
+        return super()._apply(keep, recurse)  # type: ignore[misc]
