@@ -23,7 +23,5 @@ def quantize_activation(x_TK: Tensor) -> tuple[Tensor, Tensor]:
     """
     x_TK = x_TK.detach().to(torch.float32)
     peak_T = x_TK.abs().amax(-1).clamp_min_(SCALE_FLOOR)
-    x_q_TK = (
-        x_TK.mul(fp32_quotient(float(INT8_MAX), peak_T)[..., None]).round_().clamp_(-INT8_MAX - 1, INT8_MAX)
-    )
+    x_q_TK = x_TK.mul(fp32_quotient(float(INT8_MAX), peak_T)[..., None]).round_().clamp_(-INT8_MAX - 1, INT8_MAX)
     return x_q_TK.to(torch.int8), fp32_quotient(peak_T, INT8_MAX)

@@ -40,9 +40,7 @@ class WeightFormat:
             ("activation", self.activation, ("int8", "none")),
         ):
             if value not in allowed:
-                raise FormatError(
-                    f"weight format: {name}={value!r} is unknown; use one of {', '.join(allowed)}"
-                )
+                raise FormatError(f"weight format: {name}={value!r} is unknown; use one of {', '.join(allowed)}")
         if (self.granularity == "group") != (self.group > 0):
             raise FormatError(
                 f"weight format: group={self.group} with granularity={self.granularity!r}; "

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mote.ternary.activations import quantize_activation
 from mote.ternary.cache import QuantizedCache
@@ -39,9 +40,7 @@ def quantized_linear(x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, f
     for g, start in enumerate(range(0, q_NK.shape[1], fmt.group)):
         columns = slice(start, start + fmt.group)
         acc_TN = integer_matmul(x_q_TK[:, columns], q_NK[:, columns], fmt.max_level)
-        y_TN += acc_TN.to(torch.float32).mul_(
-            scale[:, g]
-        )  # product rounded first, then added: no fused operation
+        y_TN += acc_TN.to(torch.float32).mul_(scale[:, g])  # product rounded first, then added: no fused operation
     return y_TN.mul_(s_T[:, None])
 
 
@@ -90,10 +89,17 @@ def grouped_linear(
     on): the backward products, and forwards with scales per group, unquantised activations or unquantised
     weights.
     """
+    offsets = tuple(offsets)
+    if (
+        len(offsets) != len(w_ENK) + 1
+        or (offsets[0], offsets[-1]) != (0, len(x_TK))
+        or list(offsets) != sorted(offsets)
+    ):
+        raise ValueError(f"offsets {offsets} do not cut {len(x_TK)} tokens into {len(w_ENK)} experts")
     dtype = _compute_dtype(x_TK, w_ENK)
     with torch.autocast(x_TK.device.type, enabled=False):
         if torch.is_grad_enabled() and (x_TK.requires_grad or w_ENK.requires_grad):
-            args = (x_TK, w_ENK, tuple(offsets), cache, fmt, dtype)
+            args = (x_TK, w_ENK, offsets, cache, fmt, dtype)
             y_TN: Tensor = _GroupedLinear.apply(*args)  # type: ignore[no-untyped-call]
             return y_TN
         return _forward(x_TK, w_ENK, offsets, cache, fmt, dtype, exact=True)[0]
@@ -119,17 +125,22 @@ class _GroupedLinear(torch.autograd.Function):
         return y_TN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         operand_TK, s_T, w_ENK, scale = ctx.saved_tensors
         with torch.autocast(operand_TK.device.type, enabled=False):
             dy_TN = grads[0].to(torch.float32)
-            dx_TK = dw_ENK = None
-            if ctx.needs_input_grad[0]:
-                dx_TK = _input_gradient(dy_TN, w_ENK, scale, ctx.offsets, ctx.dtype).to(ctx.x_dtype)
-            if ctx.needs_input_grad[1]:
-                scaled_TN = dy_TN if s_T is None else dy_TN * s_T[:, None]
-                dw_ENK = torch.empty(w_ENK.shape, dtype=ctx.w_dtype, device=w_ENK.device)
-                _weight_gradient(scaled_TN.to(ctx.dtype), operand_TK.to(ctx.dtype), ctx.offsets, dw_ENK)
+            dx_TK = torch.empty_like(operand_TK, dtype=ctx.x_dtype) if ctx.needs_input_grad[0] else None
+            dw_ENK = torch.empty_like(w_ENK, dtype=ctx.w_dtype) if ctx.needs_input_grad[1] else None
+            for e, rows in enumerate(_segments(ctx.offsets)):
+                if dx_TK is not None:
+                    scaled_TN = dy_TN[rows] if scale is None else dy_TN[rows] * scale[e]
+                    dx_TK[rows] = scaled_TN.to(ctx.dtype) @ w_ENK[e].to(ctx.dtype)
+                if dw_ENK is not None and rows.start == rows.stop:
+                    dw_ENK[e].zero_()
+                elif dw_ENK is not None:
+                    scaled_TN = dy_TN[rows] if s_T is None else dy_TN[rows] * s_T[rows, None]
+                    dw_ENK[e] = scaled_TN.to(ctx.dtype).t() @ operand_TK[rows].to(ctx.dtype)
         return dx_TK, dw_ENK, None, None, None, None
 
 
@@ -150,13 +161,13 @@ def _forward(
     operand_TK, s_T = quantize_activation(x_TK) if fmt.activation == "int8" else (x_TK.detach(), None)
     y_TN = torch.empty(x_TK.shape[0], w_ENK.shape[1], dtype=torch.float32, device=x_TK.device)
     if fmt.quantizer == "none" or not exact:
-        dense = w_ENK.detach().to(dtype) if fmt.quantizer == "none" else cache.get_dense(w_ENK, fmt, dtype)
+        dense_ENK = w_ENK.detach() if fmt.quantizer == "none" else cache.get_dense(w_ENK, fmt, dtype)
         cast_TK = operand_TK.to(dtype)
-        for e, rows in _segments(offsets):
-            y_TN[rows] = cast_TK[rows] @ dense[e].t()
+        for e, rows in enumerate(_segments(offsets)):
+            y_TN[rows] = cast_TK[rows] @ dense_ENK[e].to(dtype).t()
         return (y_TN if s_T is None else y_TN.mul_(s_T[:, None])), operand_TK, s_T
     q_ENK, scale = cache.get(w_ENK, fmt)
-    for e, rows in _segments(offsets):
+    for e, rows in enumerate(_segments(offsets)):
         if s_T is None:
             y_TN[rows] = weight_only_linear(operand_TK[rows], q_ENK[e], scale[e], fmt)
         else:
@@ -175,28 +186,9 @@ def _backward_weights(
     return cache.get(w_ENK, fmt)
 
 
-def _input_gradient(
-    dy_TN: Tensor, w_ENK: Tensor, scale: Tensor | None, offsets: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    dx_TK = torch.empty(dy_TN.shape[0], w_ENK.shape[2], dtype=torch.float32, device=dy_TN.device)
-    for e, rows in _segments(offsets):
-        scaled = dy_TN[rows] if scale is None else dy_TN[rows] * scale[e]
-        dx_TK[rows] = scaled.to(dtype) @ w_ENK[e].to(dtype)
-    return dx_TK
-
-
-def _weight_gradient(dy_TN: Tensor, x_TK: Tensor, offsets: Sequence[int], dw_ENK: Tensor) -> None:
-    for e in range(dw_ENK.shape[0]):
-        rows = slice(offsets[e], offsets[e + 1])
-        if rows.start == rows.stop:
-            dw_ENK[e].zero_()
-        else:
-            dw_ENK[e] = dy_TN[rows].t() @ x_TK[rows]
-
-
-def _segments(offsets: Sequence[int]) -> list[tuple[int, slice]]:
-    """(expert, its rows) of every expert that has tokens."""
-    return [(e, slice(start, stop)) for e, (start, stop) in enumerate(pairwise(offsets)) if stop > start]
+def _segments(offsets: Sequence[int]) -> list[slice]:
+    """The rows of each expert in turn, empty ones included."""
+    return [slice(start, stop) for start, stop in pairwise(offsets)]
 
 
 def _output_scale(s_T: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:

@@ -22,13 +22,25 @@ def fixed_order_sum(x_XN: Tensor) -> Tensor:
 
     x_XN: [..., n], any floating dtype (upcast to fp32 first); n = 0 sums to 0. Returns fp32 [...].
     """
-    return _halve(x_XN.detach().to(torch.float32, copy=True))
+    return fixed_order_sum_(x_XN.detach().to(torch.float32, copy=True))
+
+
+def fixed_order_sum_(x_XN: Tensor) -> Tensor:
+    """`fixed_order_sum` that overwrites its operand, an fp32 tensor the caller no longer needs."""
+    n = x_XN.shape[-1]
+    if n == 0:
+        return x_XN.sum(-1)
+    while n > 1:
+        half = (n + 1) // 2
+        x_XN[..., : n - half].add_(x_XN[..., half:n])
+        n = half
+    return x_XN[..., 0].clone()
 
 
 def mean_abs(x_XN: Tensor) -> Tensor:
     """mean|x| over the last dimension, the sum in the fixed order: fp32 [...], without a floor."""
     magnitude_XN = x_XN.detach().to(torch.float32).abs()
-    return fp32_quotient(_halve(magnitude_XN), x_XN.shape[-1])
+    return fp32_quotient(fixed_order_sum_(magnitude_XN), x_XN.shape[-1])
 
 
 def fp32_quotient(numerator: Tensor | float, denominator: Tensor | float) -> Tensor:
@@ -44,15 +56,3 @@ def fp32_quotient(numerator: Tensor | float, denominator: Tensor | float) -> Ten
     if bottom.dim() == 0 and top.dim() > 0:
         bottom = bottom.expand_as(top)
     return torch.div(top, bottom)
-
-
-def _halve(x_XN: Tensor) -> Tensor:
-    """Sum over the last dimension, overwriting x_XN (fp32)."""
-    n = x_XN.shape[-1]
-    if n == 0:
-        return x_XN.sum(-1)
-    while n > 1:
-        half = (n + 1) // 2
-        x_XN[..., : n - half].add_(x_XN[..., half:n])
-        n = half
-    return x_XN[..., 0].clone()

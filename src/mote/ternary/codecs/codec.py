@@ -76,14 +76,10 @@ class Codec:
         """Raises FormatError for a wrong dtype or shape, an illegal digit, or padding other than weight 0."""
         digits = self._digits(packed, rows, cols, group)
         if bool((digits > 2).any()):
-            raise FormatError(
-                f"{self.name}: illegal digit in a packed [{rows}, {cols}] matrix; the file is damaged"
-            )
+            raise FormatError(f"{self.name}: illegal digit in a packed [{rows}, {cols}] matrix; the file is damaged")
         _, canonical = order.weights_from_digits(digits, rows, cols, group, self.digits_per_byte)
         if not canonical:
-            raise FormatError(
-                f"{self.name}: padding of a packed [{rows}, {cols}] matrix is not 0; the file is damaged"
-            )
+            raise FormatError(f"{self.name}: padding of a packed [{rows}, {cols}] matrix is not 0; the file is damaged")
 
     def _digits(self, packed: Tensor, rows: int, cols: int, group: int) -> Tensor:
         shape = self.packed_shape(rows, cols, group)
