@@ -33,10 +33,13 @@ extern "C" int mote_quantize_activation(const float *x, int64_t tokens, int64_t 
     const float *row = x + t * x_stride;
     int8_t *out = x_q + t * x_q_stride;
     const uint32_t top = max_abs_bits(row, cols);
-    if (top >= kInfBits)
-      return mote::fail(MOTE_BAD_VALUE, "quantize_activation: NaN or Inf in token %" PRId64, t);
     float a;
     std::memcpy(&a, &top, sizeof a);
+    if (top >= kInfBits) {
+      std::memset(out, 0, static_cast<size_t>(cols));
+      s[t] = a;
+      continue;
+    }
     a = a > kScaleFloor ? a : kScaleFloor;
     const float inverse = 127.0f / a;
     for (int64_t k = 0; k < cols; ++k) {

@@ -21,7 +21,7 @@ int measure(int32_t format, int64_t rows, int64_t cols, int64_t group, Geometry 
     return fail(MOTE_BAD_ARGUMENT, "scale group of %" PRId64 " inputs is out of range (0 for none)", group);
   if (format == MOTE_2BIT && group % 16 != 0)
     return fail(MOTE_BAD_ARGUMENT, "2bit needs scale groups of a multiple of 16 inputs, not %" PRId64, group);
-  Geometry m;
+  Geometry m{};
   m.per_group = format == MOTE_2BIT ? 16 : 20;
   m.strips = (rows + kStripRows - 1) / kStripRows;
   m.group = group ? group : cols;
@@ -67,13 +67,13 @@ using namespace mote;
 extern "C" {
 
 int64_t mote_packed_bytes(int32_t format, int64_t rows, int64_t cols, int64_t group) {
-  Geometry m;
+  Geometry m{};
   return measure(format, rows, cols, group, &m) ? -1 : m.bytes;
 }
 
 int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const int8_t *q, int64_t q_stride, uint8_t *out,
               int64_t out_bytes) {
-  Geometry m;
+  Geometry m{};
   if (int status = measure(format, rows, cols, group, &m)) return status;
   if (!q || !out || q_stride < cols) return fail(MOTE_BAD_ARGUMENT, "pack: null pointer, or a stride below the columns");
   if (out_bytes != m.bytes)
@@ -100,7 +100,7 @@ int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const i
 }
 
 int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride) {
-  Geometry m;
+  Geometry m{};
   if (int status = measure(w, &m)) return status;
   if (!q || q_stride < w->cols) return fail(MOTE_BAD_ARGUMENT, "unpack: null pointer, or a stride below the columns");
   for (int64_t i = 0; i < m.bytes; ++i) {

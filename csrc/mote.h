@@ -55,7 +55,7 @@ MOTE_API int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group
 MOTE_API int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride);
 
 /* x fp32 [T, K] -> x_q int8 [T, K], s fp32 [T]: a = max(max|x|, 1e-5), x_q = clip(round(x * (127 / a)), -128, 127) to
- * nearest even, s = a / 127, all in fp32. MOTE_BAD_VALUE on NaN or Inf. */
+ * nearest even, s = a / 127, all in fp32. A NaN or Inf makes its token's s NaN or Inf, so that it is never hidden. */
 MOTE_API int mote_quantize_activation(const float *x, int64_t tokens, int64_t cols, int64_t x_stride, int8_t *x_q,
                                       int64_t x_q_stride, float *s);
 

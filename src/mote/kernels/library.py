@@ -79,7 +79,7 @@ def library_path() -> Path:
 
 @cache
 def library() -> ctypes.CDLL:
-    """The loaded library with its signatures declared; NativeError when it is missing, broken or another's."""
+    """The loaded library. Raises NativeError when it is missing, broken or of another interface."""
     path = library_path()
     try:
         loaded = ctypes.CDLL(str(path))
@@ -126,8 +126,8 @@ def info() -> dict[str, Any]:
 def select_isa(name: str | None = None) -> None:
     """Uses the kernels of one ISA ("scalar", "avx2", "avx512vnni") in the whole process.
 
-    None goes back to the choice at start: MOTE_ISA, or the best that the CPU runs. Raises NativeError when they do
-    not run here.
+    None goes back to the choice at start: MOTE_ISA, or the best that the CPU runs. Raises NativeError when
+    they do not run here.
     """
     check(library().mote_select_isa((name or "").encode()))
 

@@ -48,14 +48,13 @@ def pack(q_NK: Tensor, codec_name: str, group: int = 0) -> Tensor:
 def unpack(packed: Tensor, codec_name: str, rows: int, cols: int, group: int = 0) -> Tensor:
     """uint8 [S, KG, 256] -> int8 [N, K] of -1, 0, 1. Raises NativeError on bytes that no packing writes."""
     matrix = _matrix(packed, codec_name, rows, cols, group)
-    packed_bytes(codec_name, rows, cols, group)  # sizes are checked before they are allocated
     q_NK = torch.empty((rows, cols), dtype=torch.int8)
     check(library().mote_unpack(ctypes.byref(matrix), q_NK.data_ptr(), cols))
     return q_NK
 
 
 def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 [T, K] -> (x_q int8 [T, K], s fp32 [T]), absmax per token. Raises NativeError on NaN or Inf."""
+    """fp32 [T, K] -> (x_q int8 [T, K], s fp32 [T]), absmax per token; NaN or Inf shows in its token's s."""
     x = _checked(x, "x", torch.float32, 2)
     tokens, cols = x.shape
     x_q = torch.empty((tokens, cols), dtype=torch.int8)
@@ -179,7 +178,13 @@ def _matrix(packed: Tensor, codec_name: str, rows: int, cols: int, group: int) -
         raise NativeError(
             f"packed weights are {packed.dtype} on {packed.device}; give contiguous uint8 on the cpu"
         )
-    return Matrix(packed.data_ptr(), packed.numel(), rows, cols, group, _format(codec_name))
+    # Before any output is allocated: absurd sizes must be an error of ours, not of the allocator.
+    size = packed_bytes(codec_name, rows, cols, group)
+    if packed.numel() != size:
+        raise NativeError(
+            f"packed weights have {packed.numel()} bytes; {codec_name} of {rows} x {cols} takes {size}"
+        )
+    return Matrix(packed.data_ptr(), size, rows, cols, group, _format(codec_name))
 
 
 def _activations(x_q: Tensor, cols: int) -> Tensor:
