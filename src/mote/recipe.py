@@ -170,9 +170,7 @@ def _convert_container(value: Any, hint: Any, where: str) -> Any:
         return tuple(items) if origin is tuple else items
     if len(value) != len(args):
         raise RecipeError(f"{where}: expected {len(args)} values, not {len(value)}")
-    return tuple(
-        _convert(item, arg, f"{where}[{i}]") for i, (item, arg) in enumerate(zip(value, args, strict=True))
-    )
+    return tuple(_convert(item, arg, f"{where}[{i}]") for i, (item, arg) in enumerate(zip(value, args, strict=True)))
 
 
 def _convert_scalar(value: Any, hint: Any, where: str) -> Any:

@@ -25,7 +25,7 @@ def run(
     """
     import json
 
-    from mote.evaluate import answer
+    from mote.evaluate.run import answer
 
     parts = []
     for part in answer(checkpoint, image, question, max_tokens=max_tokens):

@@ -18,7 +18,7 @@ def validate(
 ) -> None:
     """List all bad rows of a file."""
     from mote.cli.output import emit
-    from mote.data.conversation import validate as problems_of
+    from mote.data.validation import validate as problems_of
 
     problems = [str(problem) for problem in problems_of(file)]
     verdict = f"{file}: {len(problems)} problems" if problems else f"{file}: no problem"

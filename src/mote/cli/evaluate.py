@@ -12,9 +12,7 @@ EXAMPLE = "mote evaluate runs/small/packed --data runs/small/data/test.jsonl --o
 
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, dense, up-cycled or packed.")],
-    data: Annotated[
-        Path, typer.Option("--data", help="LLaVA-style JSON or JSONL file with pictures and answers.")
-    ],
+    data: Annotated[Path, typer.Option("--data", help="LLaVA-style JSON or JSONL file with pictures and answers.")],
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory for the scores and a log of every question.")
     ] = None,
@@ -35,7 +33,8 @@ def run(
 
     from mote.cli.output import emit, table
     from mote.cli.settings import resolve
-    from mote.evaluate import EvaluateConfig, evaluate_checkpoint
+    from mote.evaluate import EvaluateConfig
+    from mote.evaluate.run import evaluate_checkpoint
 
     config = resolve(EvaluateConfig, "evaluate", recipe, set_, seed)
     if blind:

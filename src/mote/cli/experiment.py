@@ -9,13 +9,17 @@ from typing import get_type_hints
 
 from mote.assemble import AssembleConfig, assemble
 from mote.cli.steps import Place, Step
-from mote.compress import PackConfig, pack_checkpoint
+from mote.compress.config import PackConfig
+from mote.compress.stream import pack_checkpoint
 from mote.data.draw import MixConfig, draw
-from mote.evaluate import EvaluateConfig, evaluate_blind, evaluate_checkpoint
+from mote.evaluate import EvaluateConfig
+from mote.evaluate.run import evaluate_blind, evaluate_checkpoint
 from mote.recipe import from_plain, override, read_recipe
 from mote.study.report import ReportConfig, write_report
-from mote.train import StageName, TrainConfig, train
-from mote.upcycle import UpcycleConfig, upcycle_checkpoint
+from mote.train import StageName, TrainConfig
+from mote.train.run import train
+from mote.upcycle.config import UpcycleConfig
+from mote.upcycle.stream import upcycle_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +112,7 @@ def _evaluation(name: str, config: EvaluateConfig, *, of: str) -> Step:
     config = config if name == "packed" else replace(config, samples=0)
 
     def run(at: Place) -> None:
-        evaluate_checkpoint(
-            at.parents[of], at.parents["data"] / "test.jsonl", config, out=at.out, force=at.force
-        )
+        evaluate_checkpoint(at.parents[of], at.parents["data"] / "test.jsonl", config, out=at.out, force=at.force)
 
     return Step(name=f"evaluate_{name}", title=f"evaluating {name} on the test split",
     output=f"evaluation/{name}",

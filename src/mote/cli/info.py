@@ -48,9 +48,7 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
     if lineage is not None:
         verbs = [verb for verb, _ in lineage.ancestors]
         seed = "" if lineage.seed is None else f", seed {lineage.seed}"
-        lines.append(
-            f"made by {' > '.join([*verbs, lineage.verb])} in {human_seconds(lineage.wall_seconds)}{seed}"
-        )
+        lines.append(f"made by {' > '.join([*verbs, lineage.verb])} in {human_seconds(lineage.wall_seconds)}{seed}")
     if mote is not None:
         routed = mote.routed
         lines += [

@@ -28,15 +28,11 @@ RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", metavar="FILE", help="Take this verb's settings from its section of a recipe."),
 ]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of everything random [default: the settings']")
-]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random [default: the settings']")]
 Threads = Annotated[
     int, typer.Option("--threads", callback=_set_threads, help="CPU threads; 0: as many as there are cores.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace what --out names, once the new one is complete.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Replace what --out names, once the new one is complete.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from what an interrupted run left.")]

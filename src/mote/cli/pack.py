@@ -26,7 +26,8 @@ def run(
     """
     from mote.cli.info import print_summary
     from mote.cli.settings import resolve
-    from mote.compress import PackConfig, pack_checkpoint
+    from mote.compress.config import PackConfig
+    from mote.compress.stream import pack_checkpoint
 
     config = resolve(PackConfig, "pack", recipe, set_)
     pack_checkpoint(checkpoint, out, config, force=force)

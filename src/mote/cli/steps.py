@@ -151,9 +151,7 @@ def _claim(root: Path) -> None:
     if root.exists() and not root.is_dir():
         raise RecipeError(f"{root}: is a file; name a directory with --out")
     if root.is_dir() and any(root.iterdir()) and not (root / RUN_FILE).is_file():
-        raise RecipeError(
-            f"{root}: holds files that no pipeline wrote; name a new or empty directory with --out"
-        )
+        raise RecipeError(f"{root}: holds files that no pipeline wrote; name a new or empty directory with --out")
     root.mkdir(parents=True, exist_ok=True)
     if not (root / RUN_FILE).is_file():
         write_file(root / RUN_FILE, json.dumps({"schema": 1, "version": __version__}) + "\n")

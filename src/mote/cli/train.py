@@ -30,16 +30,11 @@ def run(
 
     align: the connector. instruct: connector and language model. experts: routers and routed experts.
     """
-    import shutil
-
     from mote.cli.info import print_summary
     from mote.cli.settings import resolve
-    from mote.train import TrainConfig, train
+    from mote.train import TrainConfig
+    from mote.train.run import train
 
     config = resolve(TrainConfig, stage, recipe, set_, seed)
-    work = out.parent / f".{out.name}.work"
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    train(checkpoint, out, config, stage=stage, data=data, work=work, force=force)
-    shutil.rmtree(work, ignore_errors=True)
+    train(checkpoint, out, config, stage=stage, data=data, resume=resume, force=force)
     print_summary(out, as_json=as_json)

@@ -27,7 +27,8 @@ def run(
     """
     from mote.cli.info import print_summary
     from mote.cli.settings import resolve
-    from mote.upcycle import UpcycleConfig, upcycle_checkpoint
+    from mote.upcycle.config import UpcycleConfig
+    from mote.upcycle.stream import upcycle_checkpoint
 
     config = resolve(UpcycleConfig, "upcycle", recipe, set_, seed)
     upcycle_checkpoint(checkpoint, out, config, force=force)

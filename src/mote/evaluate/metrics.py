@@ -1,20 +1,18 @@
 """How an answer is scored against the expected one: a number from 0 to 1 for each question.
 
 exact_match        1 if the two texts are the same after `normalize`
-multiple_choice    1 if the likeliest of the offered choices is the expected one
-relaxed_accuracy   numbers: 1 within 5% of the expected value (ChartQA's rule); other answers: exact_match
-one_minus_cer      max(0, 1 - edits / length): Levenshtein distance in characters over the expected length,
-                   averaged over questions (not pooled), so that every question weighs the same
+multiple_choice    1 if the likeliest of the offered choices is the expected one (see `mote.evaluate.scoring`)
+relaxed_accuracy   numbers: 1 within 5% of the expected value (ChartQA's rule); other answers as exact_match
+one_minus_cer      max(0, 1 - edits / length): Levenshtein distance in characters over the expected length, averaged
+                   over questions (not pooled), so that every question weighs the same
 """
 
 import re
 import unicodedata
-from typing import Literal
 
+from mote.data.conversation import METRICS
 from mote.errors import DataError
 
-MetricName = Literal["exact_match", "multiple_choice", "relaxed_accuracy", "one_minus_cer"]
-METRICS: tuple[MetricName, ...] = ("exact_match", "multiple_choice", "relaxed_accuracy", "one_minus_cer")
 RELATIVE_TOLERANCE = 0.05
 
 _NUMBER = re.compile(r"^[-+]?(\d[\d,]*\.?\d*|\.\d+)([eE][-+]?\d+)?\s*%?$")

@@ -1,0 +1,197 @@
+"""Evaluating a checkpoint: `evaluate_checkpoint`, the blind baseline, and one answer at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mote  # noqa: F401  registers the transformers plug-in
+from mote.checkpoint.atomic import new_directory
+from mote.checkpoint.lineage import Provenance, file_hash, seal
+from mote.checkpoint.shards import Checkpoint
+from mote.data.conversation import Conversation, Turn, read_conversations
+from mote.data.images import open_image
+from mote.evaluate.blind import better, guess
+from mote.evaluate.config import EvaluateConfig
+from mote.evaluate.hf import HFScorer
+from mote.evaluate.results import EvaluationResult, summarise
+from mote.evaluate.scoring import questions_of, score_questions, show, shown_questions
+from mote.model.block import context_of
+from mote.model.features import PictureFeatures
+
+UNUSED_ANSWER = "-"
+"""Stands where a question of `answer` needs an expected answer: a prompt is all before it."""
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: Path,
+    config: EvaluateConfig | None = None,
+    *,
+    out: Path | None = None,
+    features: Path | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> EvaluationResult:
+    """Scores the model at `checkpoint` on the questions of the LLaVA-style file `data`.
+
+    out: directory for result.json and the logs; None writes nothing. features: folder of the cache of vision
+    features, shared between evaluations. Raises CheckpointError or DataError for input that cannot be used.
+    """
+    config = config or EvaluateConfig()
+    questions = questions_of(read_conversations(data), config.limit)
+    source = Checkpoint.open(checkpoint)
+    provenance = Provenance.start(
+        "evaluate", config=config, seed=config.seed, parent=source, inputs={"data": file_hash(data)}
+    )
+    model, processor = load(checkpoint, config)
+    seen = PictureFeatures(model, processor, features) if any(q.image for q in questions) else None
+    if seen is not None and not config.blind:
+        seen.fill(list(dict.fromkeys(q.image for q in questions if q.image)), progress=progress)
+    with _counted(_requests(questions, config), f"evaluating {checkpoint.name}", progress) as advance:
+        scorer = HFScorer(
+            model,
+            processor,
+            seen,
+            blind=config.blind,
+            batch_tokens=config.batch_tokens,
+            precision=_precision(config),
+            progress=advance,
+        )
+        routing = context_of(model).collect() if source.state != "dense" else nullcontext()
+        with routing as collected:
+            answered = score_questions(scorer, questions, config, data.parent)
+    shown = show(scorer, shown_questions(questions, config.samples), config, data.parent)
+    skills, average = summarise(answered, seed=config.seed)
+    result = EvaluationResult(
+        skills=skills,
+        average=average,
+        answered=answered,
+        shown=shown,
+        routing=_routing(collected),
+        provenance={"checkpoint": source.identity(), "state": source.state, **provenance.finish().to_dict()},
+    )
+    if out is not None:
+        _write(result, out, provenance, force=force)
+    return result
+
+
+def evaluate_blind(
+    checkpoint: Path,
+    data: Path,
+    config: EvaluateConfig | None = None,
+    *,
+    split: str = "test",
+    out: Path | None = None,
+    features: Path | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> EvaluationResult:
+    """What can be scored on a drawn mix (folder `data`) without pictures: for each skill the better of the
+    majority answers of its training split and the model's own answers with the features zeroed.
+    """
+    config = replace(config or EvaluateConfig(), blind=True, samples=0)
+    source = Checkpoint.open(checkpoint)
+    provenance = Provenance.start("evaluate blind", config=config, seed=config.seed, parent=source)
+    own = evaluate_checkpoint(checkpoint, data / f"{split}.jsonl", config, features=features, progress=progress)
+    questions = questions_of(read_conversations(data / f"{split}.jsonl"), config.limit)
+    guessed = guess(read_conversations(data / "train.jsonl"), questions)
+    majority, _ = summarise(guessed, seed=config.seed)
+    winner = better(majority, dict(own.skills))
+    answered = [
+        rows[0] if winner[rows[0].skill] == "a" else rows[1] for rows in zip(guessed, own.answered, strict=True)
+    ]
+    skills, average = summarise(answered, seed=config.seed)
+    names = {"a": "majority answer of the training split", "b": "the model without features"}
+    result = EvaluationResult(
+        skills=skills,
+        average=average,
+        answered=answered,
+        provenance={
+            "guesser": {skill: names[side] for skill, side in winner.items()},
+            "majority": {skill: score.value for skill, score in majority.items()},
+            "own": {skill: score.value for skill, score in own.skills.items()},
+            **provenance.finish().to_dict(),
+        },
+    )
+    if out is not None:
+        _write(result, out, provenance, force=force)
+    return result
+
+
+def answer(checkpoint: Path, image: Path, question: str, *, max_tokens: int = 64) -> Iterator[str]:
+    """The answer of the model at `checkpoint` to a question about the picture file `image`, in pieces as
+    they come.
+    """
+    Checkpoint.open(checkpoint)
+    open_image(image).close()
+    model, processor = load(checkpoint, EvaluateConfig())
+    scorer = HFScorer(model, processor, PictureFeatures(model, processor, None))
+    turn = Turn(question=question.strip(), answer=UNUSED_ANSWER)
+    request = Conversation(id="ask", image=image, turns=(turn,), where=str(image))
+    yield from scorer.stream(request, max_tokens=max_tokens)
+
+
+def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
+    """Model in the dtype of its tensors, in eval mode on the settings' device, and its processor or
+    tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+    plain = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    sees = "vision_config" in plain
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model = auto.from_pretrained(checkpoint).to(device).eval()
+    processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(checkpoint)
+    return model, processor
+
+
+def _precision(config: EvaluateConfig) -> Any:
+    return {"auto": "auto", "bfloat16": "bf16", "float32": "fp32"}[config.dtype]
+
+
+def _requests(questions: Sequence[Conversation], config: EvaluateConfig) -> int:
+    return sum(len(q.choices) if q.metric == "multiple_choice" and q.choices else 1 for q in questions)
+
+
+def _routing(collected: Any) -> list[dict[str, Any]]:
+    if collected is None:
+        return []
+    return [
+        {
+            "layer": layer,
+            "load_text": statistics.load_text,
+            "load_image": statistics.load_image,
+            "entropy": statistics.entropy,
+            "mean_gate": statistics.mean_gate,
+        }
+        for layer, statistics in collected.statistics().items()
+    ]
+
+
+def _write(result: EvaluationResult, out: Path, provenance: Provenance, *, force: bool) -> None:
+    with new_directory(out, force=force) as partial:
+        result.write(partial)
+        seal(partial, provenance)
+
+
+@contextmanager
+def _counted(total: int, title: str, progress: bool) -> Iterator[Any]:
+    """A progress bar on stderr; yields what is called with the number of requests that were done."""
+    if not progress:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.advance(task, done)
