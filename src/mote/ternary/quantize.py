@@ -53,7 +53,7 @@ def quantize_weight(w: Tensor, fmt: WeightFormat) -> QuantizedWeight:
             f"weight of shape {tuple(w.shape)} holds NaN, Inf or values whose sum overflows fp32; "
             "repair or retrain the checkpoint before quantising it"
         )
-    return QuantizedWeight(q_ENK.view(w.shape), scale_E.view(*w.shape[:-2], *per_matrix))
+    return QuantizedWeight(q_ENK.view(w.shape), scale_E.view((*w.shape[:-2], *per_matrix)))
 
 
 def dequantize_weight(q: Tensor, scale: Tensor, fmt: WeightFormat, dtype: torch.dtype = torch.float32) -> Tensor:
