@@ -1,0 +1,178 @@
+"""Packed formats: golden bytes, a byte-by-byte reference, round trips at awkward shapes, and damage."""
+
+import hashlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mote.errors import FormatError
+from mote.ternary.codecs import CODECS, Codec
+
+GOLDEN = {
+    # sha256 of the packed bytes of golden_weights(70, 45), without scale groups and with groups of 16 inputs
+    "base3": (
+        "abec28aacc994217ca11cb09aa38fbd853878eef047a739720cdf97da1030569",
+        "1558b408dd5995c6b071035005a8786ac1df8d05a08509fdac7e5d47463ac977",
+    ),
+    "2bit": ("36715d389b0516ca0bac993bf7b8014b2ae86f69b6a1499b579d5d0db6563e35",)
+    * 2,  # a scale group is whole k-groups, so it moves nothing
+}
+
+
+def golden_weights(rows: int, cols: int) -> torch.Tensor:
+    n, k = torch.arange(rows)[:, None], torch.arange(cols)[None, :]
+    return ((n * n + 3 * k * n + k * k * k) % 7 % 3 - 1).to(torch.int8)
+
+
+def byte_by_byte(codec: Codec, q: torch.Tensor, group: int) -> torch.Tensor:
+    """The format as its documentation words it, one digit at a time."""
+    radix = {"base3": 3, "2bit": 4}[codec.name]
+    rows, cols = q.shape
+    padding = sum(radix**p for p in range(codec.digits_per_byte))
+    packed = torch.full(codec.packed_shape(rows, cols, group), padding, dtype=torch.int64)
+    width = group or cols
+    groups_before = -(-width // codec.k_per_group)
+    for n in range(rows):
+        for k in range(cols):
+            scale_group, inside = divmod(k, width)
+            k_group, offset = divmod(inside, codec.k_per_group)
+            p, b = divmod(offset, 4)
+            byte = (n // 16 % 4) * 64 + (n % 16) * 4 + b
+            packed[n // 64, scale_group * groups_before + k_group, byte] += int(q[n, k]) * radix**p
+    return packed.to(torch.uint8)
+
+
+@pytest.fixture(params=sorted(CODECS))
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return CODECS[request.param]
+
+
+def test_registry_names_and_sizes() -> None:
+    assert {name: (c.name, c.k_per_group, c.bits_per_weight) for name, c in CODECS.items()} == {
+        "base3": ("base3", 20, 1.6),
+        "2bit": ("2bit", 16, 2.0),
+    }
+
+
+def test_single_weights_are_pinned() -> None:
+    """The bytes that the documentation prints."""
+    for name, padding, minus, plus in (("2bit", 0x55, 0x54, 0x56), ("base3", 0x79, 0x78, 0x7A)):
+        for weight, first in ((-1, minus), (0, padding), (1, plus)):
+            packed = CODECS[name].pack(torch.tensor([[weight]], dtype=torch.int8))
+            assert packed.shape == (1, 1, 256)
+            assert packed.flatten().tolist() == [first] + [padding] * 255
+
+
+def test_position_of_one_weight(codec: Codec) -> None:
+    radix = {"base3": 3, "2bit": 4}[codec.name]
+    zeros = codec.pack(torch.zeros(130, 50, dtype=torch.int8)).int()
+    for n, k in ((0, 1), (0, 4), (1, 0), (16, 0), (63, 15), (64, 16), (129, 49)):
+        q = torch.zeros(130, 50, dtype=torch.int8)
+        q[n, k] = 1
+        difference = codec.pack(q).int() - zeros
+        place = (n // 64, k // codec.k_per_group, n % 64 // 16 * 64 + n % 16 * 4 + k % 4)
+        assert difference.nonzero().tolist() == [list(place)]
+        assert difference[place].item() == radix ** (k % codec.k_per_group // 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "group"), [(1, 1, 0), (70, 45, 0), (64, 16, 0), (65, 20, 0), (70, 45, 16), (3, 33, 32)]
+)
+def test_bytes_are_those_of_the_specification(codec: Codec, rows: int, cols: int, group: int) -> None:
+    q = golden_weights(rows, cols)
+    assert torch.equal(codec.pack(q, group), byte_by_byte(codec, q, group))
+
+
+def test_golden_bytes(codec: Codec) -> None:
+    digests = [hashlib.sha256(codec.pack(golden_weights(70, 45), g).numpy().tobytes()).hexdigest() for g in (0, 16)]
+    assert tuple(digests) == GOLDEN[codec.name]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(sorted(CODECS)),
+    rows=st.integers(1, 140),
+    cols=st.integers(1, 90),
+    group=st.sampled_from([0, 16, 32, 48, 64, 128]),
+    experts=st.sampled_from([(), (1,), (3,), (2, 2)]),
+    seed=st.integers(0, 999),
+)
+def test_round_trip(name: str, rows: int, cols: int, group: int, experts: tuple[int, ...], seed: int) -> None:
+    codec = CODECS[name]
+    q = torch.randint(-1, 2, (*experts, rows, cols), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    packed = codec.pack(q, group)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (*experts, *codec.packed_shape(rows, cols, group))
+    assert packed.is_contiguous()
+    codec.check(packed, rows, cols, group)
+    assert torch.equal(codec.unpack(packed, rows, cols, group), q)
+
+
+@settings(max_examples=20, deadline=None)
+@given(group=st.integers(1, 70), cols=st.integers(1, 150))
+def test_base3_holds_any_group(group: int, cols: int) -> None:
+    q = golden_weights(3, cols)
+    packed = CODECS["base3"].pack(q, group)
+    assert torch.equal(CODECS["base3"].unpack(packed, 3, cols, group), q)
+
+
+def test_strided_weights_pack_alike(codec: Codec) -> None:
+    q = golden_weights(50, 70).t()
+    assert torch.equal(codec.pack(q), codec.pack(q.contiguous()))
+
+
+@pytest.mark.parametrize(("name", "illegal"), [("base3", range(243, 256)), ("2bit", (3, 12, 48, 192, 255, 0xD5))])
+def test_illegal_digits_are_found(name: str, illegal: range) -> None:
+    codec = CODECS[name]
+    good = codec.pack(golden_weights(64, codec.k_per_group)[None].expand(2, -1, -1))
+    for byte in illegal:
+        bad = good.clone()
+        bad[1, 0, 0, 77] = byte
+        with pytest.raises(FormatError, match="illegal digit"):
+            codec.check(bad, 64, codec.k_per_group)
+
+
+@pytest.mark.parametrize(("rows", "cols", "group"), [(63, 80, 0), (64, 79, 0), (64, 90, 48)])
+def test_padding_must_be_weight_zero(codec: Codec, rows: int, cols: int, group: int) -> None:
+    packed = codec.pack(torch.zeros(rows, cols, dtype=torch.int8), group)
+    stored = torch.zeros(64, packed.shape[1] * codec.k_per_group, dtype=torch.int8)
+    ones = codec.pack(stored + 1)
+    codec.check(packed, rows, cols, group)
+    damaged = torch.where(torch.arange(256) >= 252, ones, packed)  # the last row, padding columns included
+    if group:
+        damaged = packed.clone()
+        damaged[0, -1] = ones[0, -1]
+    with pytest.raises(FormatError, match="padding"):
+        codec.check(damaged, rows, cols, group)
+
+
+def test_wrong_shapes_and_types_are_refused(codec: Codec) -> None:
+    packed = codec.pack(golden_weights(64, 100))
+    for wrong in (packed[:, :-1], packed[..., :-1], packed.to(torch.int32), packed[0]):
+        with pytest.raises(FormatError, match="is uint8"):
+            codec.unpack(wrong, 64, 100)
+        with pytest.raises(FormatError, match="is uint8"):
+            codec.check(wrong, 64, 100)
+    with pytest.raises(FormatError, match="is uint8"):
+        codec.unpack(packed, 65, 100)
+    for rows, cols, group in ((0, 4, 0), (4, 0, 0), (4, 4, -16)):
+        with pytest.raises(FormatError, match="cannot pack"):
+            codec.packed_shape(rows, cols, group)
+
+
+def test_weights_that_are_not_ternary_are_refused(codec: Codec) -> None:
+    for value in (-128, -2, 2, 127):
+        with pytest.raises(FormatError, match="not -1, 0 or 1"):
+            codec.pack(torch.tensor([[0, value]], dtype=torch.int8))
+    with pytest.raises(FormatError, match="takes int8"):
+        codec.pack(torch.zeros(2, 2))
+    with pytest.raises(FormatError, match="takes int8"):
+        codec.pack(torch.zeros(2, dtype=torch.int8))
+
+
+def test_two_bit_groups_start_on_a_k_group() -> None:
+    with pytest.raises(FormatError, match="group=24 is not a multiple of 16"):
+        CODECS["2bit"].packed_shape(4, 48, 24)
+    assert CODECS["base3"].packed_shape(4, 48, 24) == (1, 4, 256)
