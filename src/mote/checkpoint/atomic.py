@@ -47,9 +47,7 @@ def write_error(path: Path, error: OSError) -> CheckpointError:
     reason = error.strerror or str(error)
     if error.filename is not None and Path(os.fsdecode(error.filename)) != path:
         reason += f" ({os.fsdecode(error.filename)})"
-    advice = (
-        "free space there or choose another --out" if error.errno in _DISK_FULL else "choose another --out"
-    )
+    advice = "free space there or choose another --out" if error.errno in _DISK_FULL else "choose another --out"
     return CheckpointError(f"{path}: cannot be written: {reason}; nothing there was changed, {advice}")
 
 
@@ -113,13 +111,9 @@ def _check_target(out: Path, *, force: bool, source: Path | None) -> None:
     if not force:
         raise CheckpointError(f"{out}: exists already; choose another --out, or --force to replace it")
     if not any((out / name).is_file() for name in ("config.json", "mote.json")):
-        raise CheckpointError(
-            f"{out}: is not a checkpoint, so --force does not replace it; choose another --out"
-        )
+        raise CheckpointError(f"{out}: is not a checkpoint, so --force does not replace it; choose another --out")
     if source is not None and out.resolve() in Path(source).resolve().parents:
-        raise CheckpointError(
-            f"{out}: holds the input {source}, so --force does not replace it; choose another --out"
-        )
+        raise CheckpointError(f"{out}: holds the input {source}, so --force does not replace it; choose another --out")
 
 
 def _move_into_place(partial: Path, out: Path, *, force: bool) -> None:

@@ -69,9 +69,7 @@ class MoteConfig:
         if not all(isinstance(layer, int) and layer >= 0 for layer in self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not indices of decoder layers")
         if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
-            raise FormatError(
-                f"top_k={self.top_k} of num_experts={self.num_experts}: choose between 1 expert and all"
-            )
+            raise FormatError(f"top_k={self.top_k} of num_experts={self.num_experts}: choose between 1 expert and all")
         for name, value, allowed in (
             ("state", self.state, ("upcycled", "packed")),
             ("combine", self.combine, ("add", "convex", "gated")),
@@ -84,9 +82,7 @@ class MoteConfig:
         if tuple(sorted(set(self.layers))) != tuple(self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
         if self.combine != "add" and not self.shared_expert:
-            raise FormatError(
-                f"combine={self.combine!r} needs the shared expert; use combine='add' without one"
-            )
+            raise FormatError(f"combine={self.combine!r} needs the shared expert; use combine='add' without one")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form, as it stands in config.json; `from_dict` is its inverse."""
@@ -103,9 +99,7 @@ class MoteConfig:
             raise CheckpointError(f"quantization_config: quant_method is {method!r}, not {QUANT_METHOD!r}")
         unknown = plain.keys() - {f.name for f in fields(cls)}
         if unknown:
-            raise CheckpointError(
-                f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?"
-            )
+            raise CheckpointError(f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?")
         try:
             for name in ("routed", "shared"):
                 if name in plain:

@@ -15,7 +15,7 @@ import mote
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "tokenizers", "numpy", "pillow")
 CPU_FEATURES = (
-    *("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi", "avx512_bf16", "avx_vnni"),
+    *("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512vbmi", "avx512_bf16", "avx_vnni"),
     *("amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16"),
 )
 """Flags that decide which kernels run; others are left out."""

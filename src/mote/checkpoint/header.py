@@ -52,9 +52,7 @@ def dtype_name(dtype: object) -> str:
     try:
         return _FILE_NAMES[text.removeprefix("torch.")]
     except KeyError:
-        raise CheckpointError(
-            f"dtype {text!r} cannot be stored; use one of {', '.join(TORCH_NAMES)}"
-        ) from None
+        raise CheckpointError(f"dtype {text!r} cannot be stored; use one of {', '.join(TORCH_NAMES)}") from None
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def parse_json(text: bytes, where: str) -> dict[str, Any]:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _tensor(name: str, entry: Any, *, shard: str, data_start: int, data_bytes: int, where: str) -> TensorInfo:
@@ -131,9 +129,7 @@ def _tensor(name: str, entry: Any, *, shard: str, data_start: int, data_bytes: i
             "the file is truncated or damaged, fetch or write it again"
         )
     if math.prod(shape) * TORCH_NAMES[dtype][1] != end - begin:
-        raise CheckpointError(
-            f"{where}: tensor {name!r} {dtype}{shape} does not fill its {end - begin} bytes"
-        )
+        raise CheckpointError(f"{where}: tensor {name!r} {dtype}{shape} does not fill its {end - begin} bytes")
     return TensorInfo(name, dtype, tuple(shape), shard, data_start + begin, end - begin)
 
 

@@ -59,16 +59,12 @@ def mixture_prefixes(names: Iterable[str]) -> dict[int, str]:
         if match := _MIXTURE.match(name):
             layer = int(match[1])
             if layer in found:
-                raise CheckpointError(
-                    f"two routers claim layer {layer}: {found[layer]}router.weight and {name}"
-                )
+                raise CheckpointError(f"two routers claim layer {layer}: {found[layer]}router.weight and {name}")
             found[layer] = name.removesuffix("router.weight")
     return dict(sorted(found.items()))
 
 
-def ffn_sizes(
-    mote: MoteConfig, config: dict[str, Any], tensors: dict[str, TensorInfo], prefix: str
-) -> tuple[int, int]:
+def ffn_sizes(mote: MoteConfig, config: dict[str, Any], tensors: dict[str, TensorInfo], prefix: str) -> tuple[int, int]:
     """(H, F) of the FFN at `prefix`: as stated, else of a float tensor, else of the text config."""
     if mote.hidden_size and mote.ffn_size:
         return mote.hidden_size, mote.ffn_size
@@ -81,9 +77,7 @@ def ffn_sizes(
         stated = (place.get("hidden_size"), place.get("intermediate_size"))
         if isinstance(stated[0], int) and isinstance(stated[1], int):
             return stated[0], stated[1]
-    raise CheckpointError(
-        "config.json: neither quantization_config nor text_config states hidden_size and ffn_size"
-    )
+    raise CheckpointError("config.json: neither quantization_config nor text_config states hidden_size and ffn_size")
 
 
 def expected_tensors(mote: MoteConfig, prefix: str, hidden: int, ffn: int) -> dict[str, Expected]:
@@ -137,9 +131,7 @@ def check_layout(checkpoint: "Checkpoint") -> None:
     try:
         found = mixture_prefixes(tensors)
         if tuple(found) != mote.layers:
-            raise CheckpointError(
-                f"routers stand in layers {list(found)}, config.json says {list(mote.layers)}"
-            )
+            raise CheckpointError(f"routers stand in layers {list(found)}, config.json says {list(mote.layers)}")
         for prefix in found.values():
             hidden, ffn = ffn_sizes(mote, checkpoint.config, tensors, prefix)
             for name, expected in expected_tensors(mote, prefix, hidden, ffn).items():
@@ -167,6 +159,4 @@ def _check_scales(checkpoint: "Checkpoint", info: TensorInfo) -> None:
 
     pages, inside = checkpoint.map(info.name)
     if not np.isfinite(np.frombuffer(pages, dtype="<f4", count=info.numel, offset=inside)).all():
-        raise CheckpointError(
-            f"tensor {info.name!r} in {info.shard} holds scales that are NaN or Inf; pack again"
-        )
+        raise CheckpointError(f"tensor {info.name!r} in {info.shard} holds scales that are NaN or Inf; pack again")

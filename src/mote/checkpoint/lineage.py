@@ -27,9 +27,12 @@ _CHUNK = 1 << 22
 
 def canonical_json(plain: Any) -> bytes:
     """The one byte string of a JSON value that hashes are taken of."""
-    return json.dumps(
-        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def pretty_json(plain: Any) -> bytes:
+    """JSON for people to read, as our side files hold it."""
+    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def file_hash(path: Path) -> str:
@@ -88,22 +91,16 @@ class Lineage:
     def from_dict(cls, plain: dict[str, Any]) -> "Lineage":
         """Inverse of `to_dict`. Raises CheckpointError on unknown keys, a wrong type or another schema."""
         if plain.get("schema") != SCHEMA:
-            raise CheckpointError(
-                f"{MOTE_FILE}: schema {plain.get('schema')!r} is not {SCHEMA}; use a newer mote"
-            )
+            raise CheckpointError(f"{MOTE_FILE}: schema {plain.get('schema')!r} is not {SCHEMA}; use a newer mote")
         try:
             pairs = tuple((str(verb), str(identity)) for verb, identity in plain["ancestors"])
             lineage = cls(**{**plain, "ancestors": pairs})
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{MOTE_FILE}: not a lineage ({error}); write the checkpoint again"
-            ) from None
+            raise CheckpointError(f"{MOTE_FILE}: not a lineage ({error}); write the checkpoint again") from None
         for name in ("shards", "files", "inputs"):
             hashes = getattr(lineage, name)
             if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-                raise CheckpointError(
-                    f"{MOTE_FILE}: {name} is not a map of hashes; write the checkpoint again"
-                )
+                raise CheckpointError(f"{MOTE_FILE}: {name} is not a map of hashes; write the checkpoint again")
         return lineage
 
 
@@ -157,9 +154,7 @@ class Provenance:
             identity = parent.identity()
             before = parent.lineage
             # A parent of foreign origin is the root of the line.
-            ancestors = (
-                (("foreign", identity),) if before is None else (*before.ancestors, (before.verb, identity))
-            )
+            ancestors = (("foreign", identity),) if before is None else (*before.ancestors, (before.verb, identity))
         return cls(
             verb=verb,
             config=settings,
@@ -187,3 +182,19 @@ class Provenance:
             shards=dict(shards or {}),
             files=dict(files or {}),
         )
+
+
+def seal(folder: Path, provenance: Provenance, *, hashed: dict[str, str] | None = None) -> Lineage:
+    """Finish `provenance` and write `folder`/mote.json with the SHA-256 of every file in it; the last step of a stage.
+
+    For what `write_checkpoint` did not write (save_pretrained, reports); call it inside of `new_directory`.
+    hashed: hashes of weight files that are known already. Raises CheckpointError.
+    """
+    shards, files = dict(hashed or {}), dict[str, str]()
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in shards and name != MOTE_FILE:
+            (shards if name.endswith(".safetensors") else files)[name] = file_hash(path)
+    lineage = provenance.finish(shards=shards, files=files)
+    (folder / MOTE_FILE).write_bytes(pretty_json(lineage.to_dict()))
+    return lineage

@@ -151,9 +151,7 @@ def _mote_config(root: Path, config: dict[str, Any]) -> MoteConfig | None:
         return None
     method = plain.get("quant_method") if isinstance(plain, dict) else None
     if method != QUANT_METHOD:
-        raise CheckpointError(
-            f"{root}: is quantised by {method!r}, which mote does not read; dequantise it first"
-        )
+        raise CheckpointError(f"{root}: is quantised by {method!r}, which mote does not read; dequantise it first")
     try:
         return MoteConfig.from_dict(plain)
     except MoteError as error:
@@ -167,30 +165,20 @@ def _open_shards(root: Path) -> tuple[tuple[str, ...], dict[str, TensorInfo]]:
     if not (root / INDEX_FILE).is_file():
         raise _no_weights(root)
     place = _read_json(root / INDEX_FILE, "fetch it again").get("weight_map")
-    if (
-        not isinstance(place, dict)
-        or not place
-        or not all(isinstance(shard, str) for shard in place.values())
-    ):
+    if not isinstance(place, dict) or not place or not all(isinstance(shard, str) for shard in place.values()):
         raise CheckpointError(f"{root / INDEX_FILE}: has no weight_map of tensor names to files")
     shards = tuple(sorted(set(place.values())))
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{root / INDEX_FILE}: names {shard!r}, not a safetensors file of this directory"
-            )
+            raise CheckpointError(f"{root / INDEX_FILE}: names {shard!r}, not a safetensors file of this directory")
         for info in read_header(root / shard):
             if place.get(info.name) != shard:
-                raise CheckpointError(
-                    f"{root / shard}: holds {info.name!r}, which the index does not place there"
-                )
+                raise CheckpointError(f"{root / shard}: holds {info.name!r}, which the index does not place there")
             tensors[info.name] = info
     missing = sorted(place.keys() - tensors.keys())
     if missing:
-        raise CheckpointError(
-            f"{root / place[missing[0]]}: lacks {missing[0]!r}, which the index places there"
-        )
+        raise CheckpointError(f"{root / place[missing[0]]}: lacks {missing[0]!r}, which the index places there")
     return shards, tensors
 
 

@@ -5,7 +5,6 @@ before the first tensor is made; each tensor is then asked for by name, written,
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mote.checkpoint.atomic import new_directory
 from mote.checkpoint.header import PlannedTensor, build_header, data_order, dtype_name
-from mote.checkpoint.lineage import MOTE_FILE, Provenance, file_hash
+from mote.checkpoint.lineage import MOTE_FILE, Provenance, pretty_json, seal
 from mote.checkpoint.shards import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
 from mote.errors import CheckpointError
 
@@ -71,26 +70,24 @@ def write_checkpoint(
         _check_space(out, partial, tensors)
         if carry_from is not None:
             _carry(Path(carry_from), partial)
-        for name, data in {**(files or {}), CONFIG_FILE: _json(config)}.items():
+        for name, data in {**(files or {}), CONFIG_FILE: pretty_json(config)}.items():
             _place(partial, name).write_bytes(data.encode() if isinstance(data, str) else data)
         if len(shards) > 1:
-            (partial / INDEX_FILE).write_bytes(_json(_index(shards)))
-        hashes = {
-            shard: _write_shard(partial / shard, planned, produce, progress)
-            for shard, planned in shards.items()
-        }
-        others = sorted(path for path in partial.rglob("*") if path.is_file() and path.name not in hashes)
-        known = lineage.finish(
-            shards=hashes, files={path.relative_to(partial).as_posix(): file_hash(path) for path in others}
-        )
-        (partial / MOTE_FILE).write_bytes(_json(known.to_dict()))
+            (partial / INDEX_FILE).write_bytes(pretty_json(_index(shards)))
+        hashes = {shard: _write_shard(partial / shard, planned, produce, progress) for shard, planned in shards.items()}
+        seal(partial, lineage, hashed=hashes)
         # What does not open must not replace what does.
         checkpoint = Checkpoint.open(partial)
     return replace(checkpoint, root=out)
 
 
-def _json(plain: dict[str, Any]) -> bytes:
-    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def seal_checkpoint(directory: Path, lineage: Provenance) -> Checkpoint:
+    """Seal a checkpoint that another writer filled (`save_pretrained`), and open it.
+
+    For use inside of `new_directory`. Raises CheckpointError if it does not open.
+    """
+    seal(directory, lineage)
+    return Checkpoint.open(directory)
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -139,9 +136,7 @@ def _check_space(out: Path, partial: Path, tensors: Sequence[PlannedTensor]) -> 
 def _carry(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
-        if path.is_file() and any(
-            fnmatch(name, pattern) for pattern in CARRIED if ("/" in pattern) == ("/" in name)
-        ):
+        if path.is_file() and any(fnmatch(name, pattern) for pattern in CARRIED if ("/" in pattern) == ("/" in name)):
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
 
@@ -163,6 +158,8 @@ def _write_shard(
             for start in range(0, len(data), _PIECE):
                 digest.update(data[start : start + _PIECE])
                 file.write(data[start : start + _PIECE])
+            # Let go before the next one is made, or memory holds two.
+            del data
             if progress is not None:
                 progress(plan.nbytes)
     return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""Bytes: what a checkpoint truly takes, per component, and the paper's accounting, which is another number.
+
+True bytes are those of the files: scales, routers, padding and everything else. The paper counts FFN weights
+only, with no scales, in GiB = 2^30 bytes: for hidden size H, FFN width F, L layers and E routed experts
+
+    bytes = 3 H F L (b_shared + E b_routed) / 8,       b in bits per weight.
+
+The two are never quoted as one another; every number of the second kind has `paper` in its name.
+Source of the table: arXiv 2506.14435, as quoted in its table of memory (18.1, 6.8 and 3.4 GB at 3B).
+"""
+
+import math
+import re
+from fractions import Fraction
+from typing import Any
+
+from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.layout import MATRICES, ffn_sizes, is_packable, matrix_shape, mixture_prefixes
+from mote.checkpoint.shards import Checkpoint
+
+GIB = 1 << 30
+BF16_BITS = Fraction(16)
+TWO_BIT = Fraction(2)
+BASE3_BITS = Fraction(8, 5)
+INT4_BITS = Fraction(4)
+INT3_BITS = Fraction(3)
+
+COMPONENTS = (
+    *("vision_tower", "connector", "embeddings", "attention", "norms", "dense_ffn", "shared_experts"),
+    *("routed_experts", "routers", "scales", "other"),
+)
+_PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (component, re.compile(pattern))
+    for component, pattern in (
+        ("vision_tower", r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\."),
+        ("connector", r"(^|\.)(multi_modal_projector|mm_projector|connector)\."),
+        ("routers", r"\.mlp\.router\.weight$"),
+        ("scales", r"\.mlp\.(experts\.(\w+_proj_scale|gain)|\w+_proj\.scale)$"),
+        ("routed_experts", r"\.mlp\.experts\."),
+        ("dense_ffn", r"\.mlp\.(gate|up|down)_proj\."),
+        ("attention", r"\.self_attn\."),
+        ("embeddings", r"(^|\.)(embed_tokens|lm_head)\."),
+        ("norms", r"norm\.(weight|bias)$"),
+    )
+)
+
+
+def component_of(name: str, mixtures: frozenset[str] = frozenset()) -> str:
+    """Which of `COMPONENTS` a tensor belongs to; `mixtures` are the prefixes of layers with a mixture."""
+    for component, pattern in _PATTERNS:
+        if pattern.search(name):
+            if component == "dense_ffn" and any(name.startswith(prefix) for prefix in mixtures):
+                return "shared_experts"
+            return component
+    return "other"
+
+
+def true_bytes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of the tensors per component; every component is there, and they add up to all tensors."""
+    mixtures = frozenset(mixture_prefixes(checkpoint.tensors).values())
+    total = dict.fromkeys(COMPONENTS, 0)
+    for info in checkpoint.tensors.values():
+        total[component_of(info.name, mixtures)] += info.nbytes
+    return total
+
+
+def file_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the weight files on disk, headers included."""
+    return sum((checkpoint.root / shard).stat().st_size for shard in checkpoint.shards)
+
+
+def ffn_bytes(hidden: int, ffn: int, layers: int, *, copies: int = 1, bits: Fraction = BF16_BITS) -> int:
+    """Bytes of `copies` FFNs of three matrices in each of `layers` layers, without scales, rounded up."""
+    return math.ceil(3 * hidden * ffn * layers * copies * bits / 8)
+
+
+def paper_gib(
+    hidden: int, ffn: int, layers: int, *, shared_bits: Fraction, routed_bits: Fraction, experts: int = 4
+) -> float:
+    """The paper's accounting in GiB: FFN weights only, no scales, a mixture in every layer.
+
+    shared_bits: bits per weight of the shared expert, 0 without one. routed_bits: of the routed experts.
+    """
+    return float(3 * hidden * ffn * layers * (shared_bits + experts * routed_bits) / 8 / GIB)
+
+
+def paper_row(hidden: int, ffn: int, layers: int) -> dict[str, float]:
+    """One row of the paper's table of memory, GiB: four routed experts in every layer."""
+    columns = {
+        "dense_bf16": (BF16_BITS, Fraction(0)),
+        "moe_llava_bf16": (Fraction(0), BF16_BITS),
+        "mote_2bit": (BF16_BITS, TWO_BIT),
+        "mote_base3": (BF16_BITS, BASE3_BITS),
+        "mote_int4_shared_2bit": (INT4_BITS, TWO_BIT),
+        "mote_int4_shared_base3": (INT4_BITS, BASE3_BITS),
+        "moe_llava_int3": (Fraction(0), INT3_BITS),
+    }
+    return {
+        name: paper_gib(hidden, ffn, layers, shared_bits=shared, routed_bits=routed)
+        for name, (shared, routed) in columns.items()
+    }
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """JSON-able summary for `mote info`: identity, mixture, true bytes, the paper's accounting apart."""
+    lineage, mote = checkpoint.lineage, checkpoint.mote
+    summary: dict[str, Any] = {
+        "path": str(checkpoint.root),
+        "id": None if lineage is None else lineage.id,
+        "state": checkpoint.state,
+        "base_model_type": checkpoint.config.get("base_model_type", checkpoint.config.get("model_type")),
+        "lineage": None if lineage is None else lineage.to_dict(),
+        "tensors": len(checkpoint.tensors),
+        "shards": list(checkpoint.shards),
+        "true_bytes": {
+            **true_bytes(checkpoint),
+            "tensors": _tensor_bytes(checkpoint),
+            "files": file_bytes(checkpoint),
+        },
+    }
+    if mote is not None:
+        summary["mixture"] = _mixture(checkpoint, mote)
+    return summary
+
+
+def _tensor_bytes(checkpoint: Checkpoint) -> int:
+    return sum(info.nbytes for info in checkpoint.tensors.values())
+
+
+def _mixture(checkpoint: Checkpoint, mote: MoteConfig) -> dict[str, Any]:
+    prefixes = mixture_prefixes(checkpoint.tensors)
+    weights = stored = 0
+    hidden = ffn = 0
+    for prefix in prefixes.values():
+        hidden, ffn = ffn_sizes(mote, checkpoint.config, checkpoint.tensors, prefix)
+        weights += mote.num_experts * sum(math.prod(matrix_shape(matrix, hidden, ffn)) for matrix in MATRICES)
+        # Padding and scales of the routed experts count; the gain is a scale too.
+        stored += sum(info.nbytes for name, info in checkpoint.tensors.items() if name.startswith(f"{prefix}experts."))
+    layers = len(prefixes)
+    return {
+        "layers": list(mote.layers),
+        "hidden_size": hidden,
+        "ffn_size": ffn,
+        "num_experts": mote.num_experts,
+        "top_k": mote.top_k,
+        "combine": mote.combine,
+        "shared_expert": mote.shared_expert,
+        "codec": mote.codec,
+        "routed": mote.to_dict()["routed"],
+        "shared": mote.to_dict()["shared"],
+        "expert_weights": weights,
+        "bits_per_expert_weight": 8 * stored / weights if weights else 0.0,
+        "same_layers_bytes": {
+            "dense_ffn_bf16": ffn_bytes(hidden, ffn, layers),
+            "moe_llava_experts_bf16": ffn_bytes(hidden, ffn, layers, copies=mote.num_experts),
+        },
+        "paper_accounting_gib": paper_gib(
+            hidden,
+            ffn,
+            layers,
+            shared_bits=_nominal_bits(mote, routed=False) if mote.shared_expert else Fraction(0),
+            routed_bits=_nominal_bits(mote, routed=True),
+            experts=mote.num_experts,
+        ),
+    }
+
+
+def _nominal_bits(mote: MoteConfig, *, routed: bool) -> Fraction:
+    """Bits per weight in the paper's sense: of the format, whatever is stored; floats count as BF16."""
+    fmt = mote.routed if routed else mote.shared
+    if is_packable(fmt):
+        return BASE3_BITS if mote.codec == "base3" else TWO_BIT
+    return BF16_BITS if fmt.quantizer == "none" else Fraction(int(fmt.quantizer.removeprefix("int")))

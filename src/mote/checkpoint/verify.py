@@ -1,0 +1,114 @@
+"""`mote verify`: everything that opening leaves out because it reads all bytes.
+
+Opening checks claims (headers, sizes, bounds, shapes, scales). This checks contents: SHA-256 of every file
+against mote.json, every digit of every packed tensor, and every float for NaN and Inf.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.header import TensorInfo
+from mote.checkpoint.layout import MATRICES, ffn_sizes, matrix_shape, mixture_prefixes
+from mote.checkpoint.lineage import MOTE_FILE, file_hash
+from mote.checkpoint.shards import Checkpoint, count_not_finite
+from mote.errors import CheckpointError, FormatError, MoteError
+from mote.ternary.format import WeightFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Outcome: `problems`, one line each, are empty for a sound checkpoint; `notes` say what could not be
+    checked.
+
+    tensors, bytes: how many tensors, and how many bytes of them, were read.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    tensors: int = 0
+    bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify(directory: str | Path, *, progress: Callable[[int], None] | None = None) -> Verification:
+    """Check all of a checkpoint and list every problem found; raises nothing about its contents.
+
+    progress: is told the bytes of each tensor that was checked. Needs memory for one tensor.
+    """
+    root = Path(directory)
+    try:
+        checkpoint = Checkpoint.open(root)
+    except MoteError as error:
+        return Verification(problems=[str(error)])
+    problems, notes = _check_hashes(checkpoint)
+    packed = _packed_matrices(checkpoint)
+    for info in checkpoint.tensors.values():
+        try:
+            problems += _check_tensor(checkpoint, info, packed)
+        except MoteError as error:
+            problems.append(str(error))
+        if progress is not None:
+            progress(info.nbytes)
+    sizes = [info.nbytes for info in checkpoint.tensors.values()]
+    return Verification(problems=problems, notes=notes, tensors=len(sizes), bytes=sum(sizes))
+
+
+def _check_hashes(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    root = checkpoint.root
+    try:
+        lineage = checkpoint.lineage
+    except CheckpointError as error:
+        return [str(error)], []
+    if lineage is None:
+        return [], [f"{root}: has no {MOTE_FILE}, so hashes and origin cannot be checked"]
+    unknown = [shard for shard in checkpoint.shards if shard not in lineage.shards]
+    problems = [f"{root / shard}: is not listed in {MOTE_FILE}" for shard in unknown]
+    for name, expected in {**lineage.shards, **lineage.files}.items():
+        path = root / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            problems.append(f"{root / MOTE_FILE}: names {name!r}, which is outside of the checkpoint")
+        elif not path.is_file():
+            problems.append(f"{path}: is missing; {MOTE_FILE} lists it")
+        elif file_hash(path) != expected:
+            problems.append(f"{path}: was altered, its SHA-256 is not the one in {MOTE_FILE}; fetch it again")
+    return problems, []
+
+
+def _packed_matrices(checkpoint: Checkpoint) -> dict[str, tuple[MoteConfig, WeightFormat, int, int]]:
+    """Name of every packed tensor -> contract, format, rows and columns of its matrices."""
+    mote = checkpoint.mote
+    found: dict[str, tuple[MoteConfig, WeightFormat, int, int]] = {}
+    if mote is None or mote.codec is None:
+        return found
+    for prefix in mixture_prefixes(checkpoint.tensors).values():
+        hidden, ffn = ffn_sizes(mote, checkpoint.config, checkpoint.tensors, prefix)
+        for matrix in MATRICES:
+            shape = matrix_shape(matrix, hidden, ffn)
+            found[f"{prefix}experts.{matrix}_packed"] = (mote, mote.routed, *shape)
+            found[f"{prefix}{matrix}.packed"] = (mote, mote.shared, *shape)
+    return found
+
+
+def _check_tensor(
+    checkpoint: Checkpoint, info: TensorInfo, packed: dict[str, tuple[MoteConfig, WeightFormat, int, int]]
+) -> list[str]:
+    where = f"{checkpoint.root / info.shard}: tensor {info.name!r}"
+    tensor = checkpoint.read(info.name)
+    if info.name in packed:
+        from mote.ternary.codecs import CODECS
+
+        mote, fmt, rows, cols = packed[info.name]
+        assert mote.codec is not None
+        try:
+            CODECS[mote.codec].check(tensor, rows, cols, fmt.group)
+        except FormatError as error:
+            return [f"{where}: {error}"]
+        return []
+    bad = count_not_finite(tensor)
+    return [f"{where} holds {bad} NaN or Inf of {info.numel}; train or fetch it again"] if bad else []
