@@ -166,9 +166,7 @@ def problems_of(row: object) -> list[str]:
         found.append(f"metric {metric!r} is unknown; use one of {', '.join(METRICS)}")
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
         found.append("choices must be a list of strings that are not empty")
-    elif (
-        metric == "multiple_choice" and not found and row["conversations"][-1]["value"].strip() not in choices
-    ):
+    elif metric == "multiple_choice" and not found and row["conversations"][-1]["value"].strip() not in choices:
         found.append("the answer is not among the choices")
     return found
 
@@ -184,9 +182,7 @@ def _problems_of_turns(messages: object, *, has_image: bool) -> list[str]:
             continue
         asked = number % 2 == 1
         if message.get("from") not in (HUMAN if asked else MODEL):
-            found.append(
-                f"message {number} is from {message.get('from')!r}, expected {'human' if asked else 'gpt'!r}"
-            )
+            found.append(f"message {number} is from {message.get('from')!r}, expected {'human' if asked else 'gpt'!r}")
         here = message["value"].count(PLACEHOLDER)
         placeholders += here
         if here and number > 1:

@@ -88,9 +88,7 @@ def draw(config: MixConfig, out: Path | str, *, progress: bool = True) -> dict[S
                 rows[picture.split] += _rows(picture, questions)
         dice(config.seed, "order").shuffle(rows["train"])
         for split, path in paths.items():
-            write_file(
-                path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode()
-            )
+            write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[split]).encode())
         write_file(out / MANIFEST, json.dumps(manifest, indent=1).encode())
     except OSError as error:
         raise DataError(
@@ -119,16 +117,10 @@ def _choose(skill: Skill, settings: SkillConfig, seed: int) -> list[tuple[Pictur
         if idle > PATIENCE:
             break
         quota = -(-asked[picture.split] // skill.strata)
-        if (
-            wanted[picture.split] <= 0
-            or picture.stem in stems
-            or taken[picture.split, picture.stratum] >= quota
-        ):
+        if wanted[picture.split] <= 0 or picture.stem in stems or taken[picture.split, picture.stratum] >= quota:
             continue
         if picture.split == "train":
-            questions = _independent(picture.questions)[: settings.questions]
-            # The first question is the skill's own; its place among the turns must not give it away.
-            dice(seed, picture.stem).shuffle(questions)
+            questions = _turn_order(picture, settings.questions, seed)
             wanted["train"] -= 1
         else:
             own = [q for q in picture.questions if q.skill == skill.name and not q.train_only]
@@ -140,13 +132,20 @@ def _choose(skill: Skill, settings: SkillConfig, seed: int) -> list[tuple[Pictur
             taken[picture.split, picture.stratum] += 1 if picture.split == "train" else len(questions)
             chosen.append((picture, questions))
     if missing := {split: n for split, n in wanted.items() if n}:
-        raise DataError(
-            f"skill {skill.name!r} has too few different pictures: {missing} missing; ask for fewer"
-        )
+        raise DataError(f"skill {skill.name!r} has too few different pictures: {missing} missing; ask for fewer")
     return chosen
 
 
-def _independent(questions: tuple[Question, ...]) -> list[Question]:
+def _turn_order(picture: Picture, limit: int, seed: int) -> list[Question]:
+    """The questions of a training row. A listing comes last: what it says would answer all that follow."""
+    last = [q for q in picture.questions if q.train_only][: limit - 1]
+    turns = _independent([q for q in picture.questions if not q.train_only])[: limit - len(last)]
+    # The first question is the skill's own; its place among the turns must not give it away.
+    dice(seed, picture.stem).shuffle(turns)
+    return turns + last
+
+
+def _independent(questions: list[Question]) -> list[Question]:
     """Those that cannot be answered from the text of the others: turns would else teach copying, not
     looking."""
     kept: list[Question] = []

@@ -89,9 +89,7 @@ class FeatureCache:
         todo = sorted(missing.items(), key=lambda item: str(item[1]))
         for start in range(0, len(todo), batch):
             part = todo[start : start + batch]
-            self._append(
-                [key for key, _ in part], compute([open_image(p, max_pixels=max_pixels) for _, p in part])
-            )
+            self._append([key for key, _ in part], compute([open_image(p, max_pixels=max_pixels) for _, p in part]))
             if progress is not None:
                 progress(min(start + batch, len(todo)), len(todo))
 
@@ -114,9 +112,7 @@ class FeatureCache:
 
         shape = tuple(features_BPD.shape)
         if len(shape) != 3 or shape[0] != len(keys) or (self._shape and shape[1:] != self._shape):
-            raise DataError(
-                f"{self._folder}: features of shape {shape} for {len(keys)} pictures, have {self._shape}"
-            )
+            raise DataError(f"{self._folder}: features of shape {shape} for {len(keys)} pictures, have {self._shape}")
         if not torch.isfinite(features_BPD).all():
             raise DataError("the vision tower gave NaN or infinite features; check its weights and its dtype")
         stored = features_BPD.detach().to("cpu", getattr(torch, self._dtype)).contiguous()

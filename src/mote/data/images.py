@@ -40,9 +40,7 @@ def check_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> None:
 def _check_size(path: Path | str, size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise DataError(
-            f"{path}: {width} x {height} pixels, more than the cap of {max_pixels:,}; scale it down"
-        )
+        raise DataError(f"{path}: {width} x {height} pixels, more than the cap of {max_pixels:,}; scale it down")
 
 
 def _reason(error: Exception) -> str:

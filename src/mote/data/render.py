@@ -57,7 +57,9 @@ class Renderer:
         if alone != [self._image_id]:
             # Without a token of its own only text can be rendered.
             self._image_id = None
-        self._special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.added_tokens_decoder)
+        added = self._tokenizer.added_tokens_decoder
+        self._special = {*self._tokenizer.all_special_ids, *(i for i, t in added.items() if t.special)}
+        self._reserved = {image_token, *self._tokenizer.convert_ids_to_tokens(sorted(self._special))}
 
     def render(self, conversation: Conversation) -> Rendered:
         """The whole conversation for training or for scoring its answers. DataError names the row."""
@@ -81,9 +83,8 @@ class Renderer:
         done = ""
         messages: Messages = []
         for number, turn in enumerate(turns):
-            messages.append(
-                self._question(turn.question, with_image=number == 0 and conversation.image is not None)
-            )
+            self._check(turn, conversation)
+            messages.append(self._question(turn.question, with_image=number == 0 and conversation.image is not None))
             prompt = self._apply(messages, generate=True)
             messages.append({"role": "assistant", "content": self._content(turn.answer)})
             full = self._apply(messages, generate=False)
@@ -96,15 +97,20 @@ class Renderer:
             done = full
         return pieces
 
+    def _check(self, turn: Turn, conversation: Conversation) -> None:
+        """A text that spells a special token would become one, and so could end or forge a turn."""
+        for token in self._reserved:
+            if token in turn.question or token in turn.answer:
+                where = conversation.where or conversation.id
+                raise DataError(f"{where}: the text holds {token!r}, a token of the chat template; take it out")
+
     def _mask(self, piece: list[int], conversation: Conversation) -> list[bool]:
         """True up to and including the first special token, which ends the turn; false for what follows
         it."""
         end = next((place for place, token in enumerate(piece) if token in self._special), None)
         if end is None:
             where = conversation.where or conversation.id
-            raise DataError(
-                f"{where}: the chat template ends an answer without a special token; none could be learned"
-            )
+            raise DataError(f"{where}: the chat template ends an answer without a special token; none could be learned")
         return [place <= end for place in range(len(piece))]
 
     def _rendered(self, ids: list[int], mask: list[bool], conversation: Conversation) -> Rendered:
@@ -133,9 +139,7 @@ class Renderer:
         return [{"type": "text", "text": text}] if self._structured else text
 
     def _apply(self, messages: Messages, *, generate: bool) -> str:
-        return str(
-            self._templater.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        )
+        return str(self._templater.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
 
     def _takes_parts(self) -> bool:
         """Whether the template understands content as a list of parts (image, text), as a processor's
@@ -157,17 +161,13 @@ def render(
     max_length: int | None = None,
 ) -> Rendered:
     """The whole conversation, cut to `max_length` tokens; see `Renderer`. DataError if no answer is left."""
-    rendered = renderer(processor, num_image_tokens=num_image_tokens, image_token=image_token).render(
-        conversation
-    )
+    rendered = renderer(processor, num_image_tokens=num_image_tokens, image_token=image_token).render(conversation)
     return rendered if max_length is None else _cut(rendered, max_length, conversation)
 
 
 def renderer(processor: Any, *, num_image_tokens: int, image_token: str = PLACEHOLDER) -> Renderer:
     """A `Renderer`, kept for the next call with the same processor and chat template."""
-    template = getattr(processor, "chat_template", None) or getattr(
-        _tokenizer(processor), "chat_template", None
-    )
+    template = getattr(processor, "chat_template", None) or getattr(_tokenizer(processor), "chat_template", None)
     return _renderer(processor, str(template), num_image_tokens, image_token)
 
 

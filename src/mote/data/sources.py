@@ -130,9 +130,7 @@ def read_member(source: str, member: str, *, sha256: str | None = None) -> bytes
     try:
         return archive(wheel).read(member)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{wheel}: cannot read {member!r}: {error}; delete the file to fetch it again"
-        ) from None
+        raise DataError(f"{wheel}: cannot read {member!r}: {error}; delete the file to fetch it again") from None
 
 
 @lru_cache(maxsize=16)

@@ -42,9 +42,7 @@ class Charts:
 
     def __post_init__(self) -> None:
         if not 2 <= self.fewest <= self.most <= 6:
-            raise RecipeError(
-                f"charts: fewest={self.fewest}, most={self.most}; choose 2 <= fewest <= most <= 6"
-            )
+            raise RecipeError(f"charts: fewest={self.fewest}, most={self.most}; choose 2 <= fewest <= most <= 6")
 
     def pictures(self, seed: int) -> Iterator[Picture]:
         for index in count():

@@ -108,9 +108,7 @@ def drawing(name: str, size: int) -> Image.Image:
         raise DataError(f"no drawing is called {name!r}; see mote.data.skills.concepts") from None
     ink = _ink(character)
     scale = size / max(ink.size)
-    return ink.resize(
-        (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.LANCZOS
-    )
+    return ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.LANCZOS)
 
 
 @lru_cache(maxsize=512)
@@ -119,9 +117,7 @@ def _ink(character: str) -> Image.Image:
     ImageDraw.Draw(canvas).text((60, 60), character, font=_font(), embedded_color=True)
     box = canvas.getbbox()
     if box is None:
-        raise DataError(
-            f"the OpenMoji font draws nothing for U+{ord(character):04X}; Pillow needs FreeType >= 2.10"
-        )
+        raise DataError(f"the OpenMoji font draws nothing for U+{ord(character):04X}; Pillow needs FreeType >= 2.10")
     return canvas.crop(box)
 
 

@@ -29,9 +29,7 @@ class Counting:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max <= self.grid * self.grid:
-            raise RecipeError(
-                f"counting: max={self.max} does not fit a grid of {self.grid} x {self.grid} cells"
-            )
+            raise RecipeError(f"counting: max={self.max} does not fit a grid of {self.grid} x {self.grid} cells")
 
     @property
     def strata(self) -> int:
@@ -48,7 +46,7 @@ class Counting:
             extra = corner_questions(scene)
             roll.shuffle(extra)
             if self.listing:
-                extra.insert(0, listing_question(scene))
+                extra.append(listing_question(scene))
             yield Picture(
                 stem=scene.stem,
                 split=scene.split,

@@ -38,5 +38,5 @@ class Spatial:
             pools = [corners, relations][:: 1 if index % 2 else -1]
             questions = [pool[k] for k in range(4) for pool in pools if k < len(pool)]
             if self.listing:
-                questions.insert(1, listing_question(scene))
+                questions.append(listing_question(scene))
             yield Picture(stem=scene.stem, split=scene.split, questions=tuple(questions), paint=scene.paint)

@@ -49,9 +49,7 @@ class Words:
                 round(roll.random(), 2),
                 round(roll.random(), 2),
             )
-            question = Question(
-                skill=self.name, template=TEMPLATE, text=TEMPLATE, answer=text, metric="one_minus_cer"
-            )
+            question = Question(skill=self.name, template=TEMPLATE, text=TEMPLATE, answer=text, metric="one_minus_cer")
             yield Picture(
                 stem=f"{self.name}-{digest(spec)[:16]}",
                 split=split_of(self.name, text.lower()),
