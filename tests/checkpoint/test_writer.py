@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mote.checkpoint.contract import CodecName, MoteConfig
@@ -17,7 +17,7 @@ from mote.checkpoint.environment import peak_memory, reset_peak_memory
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.lineage import Provenance
 from mote.checkpoint.shards import Checkpoint
-from mote.checkpoint.writer import write_checkpoint
+from mote.checkpoint.writer import seal_checkpoint, write_checkpoint
 from mote.errors import CheckpointError, FormatError
 
 Write = Callable[..., Checkpoint]
@@ -29,7 +29,7 @@ import torch
 from pathlib import Path
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.lineage import Provenance
-from mote.checkpoint.writer import write_checkpoint
+from mote.checkpoint.writer import seal_checkpoint, write_checkpoint
 
 def produce(name):
     if name == "w3":
@@ -197,6 +197,18 @@ def test_what_does_not_open_does_not_replace(write_mixture: Write, tmp_path: Pat
         )
     assert Checkpoint.open(good.root) == good
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_sealing_what_save_pretrained_wrote(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(3)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    checkpoint = seal_checkpoint(tmp_path, Provenance.start("train"))
+    assert checkpoint.lineage is not None
+    assert checkpoint.lineage.verb == "train"
+    assert set(checkpoint.lineage.files) == {"config.json"}
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        seal_checkpoint(tmp_path, Provenance.start("train"))
 
 
 def test_in_place_rewrite_reads_what_it_replaces(write_mixture: Write) -> None:
