@@ -21,7 +21,7 @@ PACKED = {
 
 
 def overwrite(checkpoint: Checkpoint, name: str, data: bytes) -> None:
-    """Change the first bytes of a tensor and record the new hash, as an honest but faulty writer would."""
+    """Change the first bytes of a tensor in its file."""
     info = checkpoint.info(name)
     path = checkpoint.root / info.shard
     raw = bytearray(path.read_bytes())
