@@ -12,6 +12,7 @@ Shape suffixes: T tokens, N outputs, K inputs.
 """
 
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -39,14 +40,16 @@ def integer_matmul(x_q_TK: Tensor, q_NK: Tensor, max_level: int = 127) -> Tensor
 
 @cache
 def int8_matmul_is_exact() -> bool:
-    """Whether `torch._int_mm` keeps the largest operands exact on this CPU (it does with VNNI or AMX)."""
-    x_q = torch.full((33, 96), -128, dtype=torch.int8)
-    for level in (-127, 127):
-        for rows in (1, 33):
-            for outputs in (1, 32, 65):
-                acc = torch._int_mm(x_q[:rows], torch.full((outputs, 96), level, dtype=torch.int8).t())
-                if not bool((acc == -128 * level * 96).all()):
-                    return False
+    """Whether `torch._int_mm` keeps the largest operands exact on this CPU (it does with VNNI or AMX).
+
+    Both extremes are needed: kernels shift one operand to 0..255, which hides the saturation of the other end.
+    """
+    for x_level, q_level in product((-128, 127), (-127, 127)):
+        for tokens, outputs, inputs in product((1, 33), (1, 32, 65), (33, 96)):
+            x_q_TK = torch.full((tokens, inputs), x_level, dtype=torch.int8)
+            q_NK = torch.full((outputs, inputs), q_level, dtype=torch.int8)
+            if not bool((torch._int_mm(x_q_TK, q_NK.t()) == x_level * q_level * inputs).all()):
+                return False
     return True
 
 
