@@ -1,8 +1,8 @@
 """A grid of drawings: the pictures of counting and spatial, and the questions that both ask about them.
 
-Content key: the multiset of things in the grid (which things and how many of each; place, size and background
-do not enter), one key space for both skills. So a set of things that is tested was never seen in training in
-any arrangement by either skill.
+Content key: the multiset of things in the grid (which things and how many of each; place, size and background do not
+enter), one key space for both skills. So a set of things that is tested was never seen in training in any arrangement
+by either skill. Where the grid holds one kind of thing only, the key is the thing, its number and the background.
 """
 
 import random
@@ -35,7 +35,9 @@ class Scene:
 
     @property
     def split(self) -> Split:
-        return split_of("scene", sorted(Counter(c for c in self.cells if c).items()))
+        things = sorted(Counter(c for c in self.cells if c).items())
+        # One kind of thing makes too few multisets to divide: the fours of test would be two or three concepts.
+        return split_of("scene", [things, self.paper] if len(things) == 1 else things)
 
     def paint(self) -> Image.Image:
         """RGB 224 x 224. A drawing fills 62 to 86 % of its cell."""
