@@ -36,6 +36,7 @@ def start(
     """Mixtures of ternary experts: assemble, train, up-cycle, pack and run vision-language models."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the verbs have bars of their own
     warnings_in_one_line()
 
 

@@ -25,14 +25,9 @@ def run(
     """
     import json
 
-    from mote.evaluate.run import answer
+    from mote.run.assistant import load
 
-    parts = []
-    for part in answer(checkpoint, image, question, max_tokens=max_tokens):
-        parts.append(part)
-        if not as_json:
-            print(part, end="", flush=True)
-    if as_json:
-        print(json.dumps({"image": str(image), "question": question, "answer": "".join(parts).strip()}))
-    else:
-        print()
+    assistant = load(checkpoint)
+    stream = None if as_json else lambda text: print(text, end="", flush=True)
+    answer = assistant.ask(image, question, stream=stream, max_new_tokens=max_tokens)
+    print(json.dumps({"image": str(image), "question": question, "answer": answer}) if as_json else "")

@@ -21,6 +21,9 @@ from mote.train.run import train
 from mote.upcycle.config import UpcycleConfig
 from mote.upcycle.stream import upcycle_checkpoint
 
+FEATURES = ".features"
+"""Folder of a run that holds the vision tower's features of every picture; all steps share it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -84,8 +87,8 @@ def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
         _evaluation("packed", e.evaluate, of="pack"),
         Step(name="evaluate_blind", title="evaluating without pictures", output="evaluation/blind",
              config=e.evaluate, parents=("instruct", "data"),
-             run=lambda at: evaluate_blind(
-                 at.parents["instruct"], at.parents["data"], e.evaluate, out=at.out, force=at.force)),
+             run=lambda at: evaluate_blind(at.parents["instruct"], at.parents["data"], e.evaluate, out=at.out,
+                                           features=at.root / FEATURES, force=at.force)),
     ]  # fmt: skip
 
     def report(at: Place) -> None:
@@ -100,7 +103,8 @@ def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
 def _training(stage: StageName, title: str, output: str, config: TrainConfig, *, after: str) -> Step:
     def run(at: Place) -> None:
         parent, data = at.parents[after], at.parents["data"]
-        train(parent, at.out, config, stage=stage, data=data, work=at.work, force=at.force)
+        seen = at.root / FEATURES
+        train(parent, at.out, config, stage=stage, data=data, work=at.work, features=seen, force=at.force)
 
     return Step(name=stage, title=title, output=output, config=config, parents=(after, "data"), run=run)
 
@@ -112,7 +116,8 @@ def _evaluation(name: str, config: EvaluateConfig, *, of: str) -> Step:
     config = config if name == "packed" else replace(config, samples=0)
 
     def run(at: Place) -> None:
-        evaluate_checkpoint(at.parents[of], at.parents["data"] / "test.jsonl", config, out=at.out, force=at.force)
+        data, seen = at.parents["data"] / "test.jsonl", at.root / FEATURES
+        evaluate_checkpoint(at.parents[of], data, config, out=at.out, features=seen, force=at.force)
 
     return Step(name=f"evaluate_{name}", title=f"evaluating {name} on the test split",
     output=f"evaluation/{name}",

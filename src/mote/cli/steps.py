@@ -31,12 +31,14 @@ RUN_FILE = "pipeline.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a step works: its output, its parents' outputs by step name, and a folder for half-done work.
+    """Where a step works: the run's directory, its output in it, its parents' outputs by step name, and a folder for
+    half-done work.
 
     `force` says that the output's name is taken by an earlier result which may be replaced. `seconds` is
     what the steps before took.
     """
 
+    root: Path
     out: Path
     parents: Mapping[str, Path]
     work: Path
@@ -120,6 +122,7 @@ def _run(step: Step, root: Path, key: str, keys: _Keys, seconds: Mapping[str, fl
     began = time.monotonic()
     _record_path(out).unlink(missing_ok=True)
     place = Place(
+        root=root,
         out=out,
         parents={name: keys.outputs[name] for name in step.parents},
         work=work,

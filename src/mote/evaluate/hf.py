@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mote.data.conversation import Conversation
 from mote.data.render import Renderer
-from mote.model.features import PictureFeatures
+from mote.model.families import anatomy
 from mote.model.precision import Precision, autocast
 from mote.model.vision import connect, encoder_outputs
 
@@ -52,7 +52,7 @@ class HFScorer:
         self,
         model: Any,
         processor: Any,
-        features: PictureFeatures | None = None,
+        features: Callable[[Sequence[Path]], Tensor] | None = None,
         *,
         blind: bool = False,
         batch_tokens: int = 4096,
@@ -101,24 +101,12 @@ class HFScorer:
             self._progress(len(rows))
         return [found[index] for index in range(len(requests))]
 
-    def stream(self, request: Conversation, *, max_tokens: int) -> Iterator[str]:
-        """The greedy answer to one request, piece by piece as it comes."""
-        item = self._prepare(0, request)
-        ids: list[int] = []
-        said = ""
-        for step in self._decode([item], max_tokens):
-            ids.append(step[0])
-            text = self._tokenizer.decode(ids, skip_special_tokens=True)
-            if not text.endswith("\ufffd"):  # half of a character of several bytes
-                yield text[len(said) :]
-                said = text
-
     def _prepare(self, index: int, request: Conversation) -> Prepared:
         if request.image is not None and self._image_tokens is None:
             self._image_tokens = int(connect(self._model, self._pictures([request.image])).shape[1])
         count = 0 if request.image is None else self._image_tokens or 0
         if count not in self._renderers:
-            self._renderers[count] = Renderer(self._processor, num_image_tokens=count)
+            self._renderers[count] = self._renderer(count)
         renderer = self._renderers[count]
         prompt = renderer.prompt(request).ids
         whole = renderer.render(request)
@@ -126,6 +114,13 @@ class HFScorer:
         # masked token.
         end = max(place for place, scored in enumerate(whole.loss_mask) if scored) + 1
         return Prepared(index=index, prompt=prompt, answer=whole.ids[len(prompt) : end], image=request.image)
+
+    def _renderer(self, image_tokens: int) -> Renderer:
+        token_id = anatomy(self._model).image_token_id
+        if token_id is None:
+            return Renderer(self._tokenizer, num_image_tokens=image_tokens)
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        return Renderer(self._processor, num_image_tokens=image_tokens, image_token=token)
 
     def _pictures(self, paths: Sequence[Path]) -> Tensor:
         """Features [B, P, D] in the connector's dtype, on the model's device."""

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: `evaluate_checkpoint`, the blind baseline, and one answer at a time."""
+"""Evaluating a checkpoint on a file of questions, and the blind baseline."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,7 @@ import mote  # noqa: F401  registers the transformers plug-in
 from mote.checkpoint.atomic import new_directory
 from mote.checkpoint.lineage import Provenance, file_hash, seal
 from mote.checkpoint.shards import Checkpoint
-from mote.data.conversation import Conversation, Turn, read_conversations
-from mote.data.images import open_image
+from mote.data.conversation import Conversation, read_conversations
 from mote.evaluate.blind import better, guess
 from mote.evaluate.config import EvaluateConfig
 from mote.evaluate.hf import HFScorer
@@ -23,8 +22,8 @@ from mote.evaluate.scoring import questions_of, score_questions, show, shown_que
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
 
-UNUSED_ANSWER = "-"
-"""Stands where a question of `answer` needs an expected answer: a prompt is all before it."""
+PICTURES_PER_CALL = 32
+"""Pictures that the vision tower sees at once."""
 
 
 def evaluate_checkpoint(
@@ -51,7 +50,7 @@ def evaluate_checkpoint(
     model, processor = load(checkpoint, config)
     seen = PictureFeatures(model, processor, features) if any(q.image for q in questions) else None
     if seen is not None and not config.blind:
-        seen.fill(list(dict.fromkeys(q.image for q in questions if q.image)), progress=progress)
+        _fill(seen, list(dict.fromkeys(q.image for q in questions if q.image)), progress)
     with _counted(_requests(questions, config), f"evaluating {checkpoint.name}", progress) as advance:
         scorer = HFScorer(
             model,
@@ -123,19 +122,6 @@ def evaluate_blind(
     return result
 
 
-def answer(checkpoint: Path, image: Path, question: str, *, max_tokens: int = 64) -> Iterator[str]:
-    """The answer of the model at `checkpoint` to a question about the picture file `image`, in pieces as
-    they come.
-    """
-    Checkpoint.open(checkpoint)
-    open_image(image).close()
-    model, processor = load(checkpoint, EvaluateConfig())
-    scorer = HFScorer(model, processor, PictureFeatures(model, processor, None))
-    turn = Turn(question=question.strip(), answer=UNUSED_ANSWER)
-    request = Conversation(id="ask", image=image, turns=(turn,), where=str(image))
-    yield from scorer.stream(request, max_tokens=max_tokens)
-
-
 def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
     """Model in the dtype of its tensors, in eval mode on the settings' device, and its processor or
     tokenizer.
@@ -151,6 +137,16 @@ def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
     model = auto.from_pretrained(checkpoint).to(device).eval()
     processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(checkpoint)
     return model, processor
+
+
+def _fill(features: PictureFeatures, pictures: list[Path], progress: bool) -> None:
+    """Runs the vision tower on the pictures that the cache lacks."""
+    with _counted(len(pictures), "vision features", progress) as advance:
+        for start in range(0, len(pictures), PICTURES_PER_CALL):
+            part = pictures[start : start + PICTURES_PER_CALL]
+            features.fill(part)
+            if advance is not None:
+                advance(len(part))
 
 
 def _precision(config: EvaluateConfig) -> Any:

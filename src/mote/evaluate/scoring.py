@@ -29,7 +29,7 @@ def questions_of(rows: Sequence[Conversation], limit: int = 0) -> list[Conversat
     taken: dict[str, int] = {}
     for row in rows:
         for count in range(1, len(row.turns) + 1):
-            skill = row.turns[count - 1].skill or row.skill or UNNAMED
+            skill = row.skill or row.turns[count - 1].skill or UNNAMED
             taken[skill] = taken.get(skill, 0) + 1
             if limit and taken[skill] > limit:
                 continue
