@@ -6,9 +6,9 @@ everything that the features depend on: the tower's weights, which of its layers
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,52 +19,41 @@ from mote.model.families import anatomy
 from mote.model.precision import autocast
 from mote.model.vision import vision_features
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 class PictureFeatures:
-    """Gives the features [B, P, D] (bf16) of pictures by path.
+    """Gives the features [B, P, D] (bf16, on the CPU) of pictures by path.
 
-    folder: where the cache lies; None computes every time and keeps nothing. Raises UnsupportedModelError for a model
-    without a vision tower, DataError for a picture that cannot be read.
+    folder: where the cache lies; None computes every time and keeps nothing. Raises DataError for a picture that
+    cannot be read, UnsupportedModelError for a model without a vision tower.
     """
 
     def __init__(self, model: nn.Module, processor: Any, folder: Path | None) -> None:
         self._model = model
         self._image_processor = processor.image_processor
-        self._cache: FeatureCache | None = None
-        if folder is not None:
-            probe = self._compute_pixels(self._blank())
-            shape = (probe.shape[1], probe.shape[2])
-            self._cache = FeatureCache(folder, self._identity(), shape=shape)
+        self._cache = FeatureCache(folder, self._identity()) if folder is not None else None
 
-    def fill(self, pictures: Sequence[Path], *, progress: bool = True) -> None:
-        """Compute what the cache lacks; nothing without a cache."""
+    def fill(self, pictures: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> None:
+        """Compute what the cache lacks; nothing without a cache. progress is told (done, total)."""
         if self._cache is not None:
-            self._cache.fill(pictures, self._compute, progress=progress)
+            self._cache.fill(pictures, self.compute, progress=progress)
 
     def __call__(self, pictures: Sequence[Path]) -> Tensor:
         """Features [len(pictures), P, D]."""
         if self._cache is None:
-            return self._compute(pictures)
-        if self._cache.missing(pictures):
-            self._cache.fill(pictures, self._compute, progress=False)
-        return self._cache.rows(pictures)
-
-    def _compute(self, pictures: Sequence[Path]) -> Tensor:
-        images = [open_image(path) for path in pictures]
-        return self._compute_pixels(self._image_processor(images, return_tensors="pt")["pixel_values"])
+            return self.compute([open_image(path) for path in pictures])
+        self._cache.fill(pictures, self.compute)
+        return torch.stack([self._cache[path] for path in pictures])
 
     @torch.no_grad()
-    def _compute_pixels(self, pixel_values: Tensor) -> Tensor:
+    def compute(self, images: "Sequence[Image.Image]") -> Tensor:
+        """Features [len(images), P, D] of RGB pictures, without the cache."""
         device = next(self._model.parameters()).device
+        pixels: Tensor = self._image_processor(list(images), return_tensors="pt")["pixel_values"]
         with autocast(device):
-            return vision_features(self._model, pixel_values.to(device)).to("cpu", torch.bfloat16)
-
-    def _blank(self) -> Tensor:
-        from PIL import Image
-
-        picture = Image.new("RGB", (64, 64))
-        pixels: Tensor = self._image_processor([picture], return_tensors="pt")["pixel_values"]
-        return pixels
+            return vision_features(self._model, pixels.to(device)).to("cpu", torch.bfloat16)
 
     def _identity(self) -> str:
         tower = anatomy(self._model).vision_tower
