@@ -72,6 +72,9 @@ struct Product {
 };
 
 void Product::run(int32_t threads) {
+  // Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
+  const int64_t products = m.strips * kStripRows * m.kgs * m.per_group * tokens;
+  threads = static_cast<int32_t>(std::min<int64_t>(threads, 1 + (products >> 21)));
   // Small matrices have few strips: shorter blocks of tokens even out the work, down to where unpacking would show.
   block = std::min(tokens, kTokenBlock);
   while (threads > 1 && block > 60 && m.strips * ((tokens + block - 1) / block) < 8 * threads) block = (block + 1) / 2;

@@ -25,6 +25,7 @@ SHAPES = [
     (66, 1031, 4),
     (5, 37, 481),
     (192, 576, 13),
+    (320, 1100, 9),  # enough work that a second thread joins in
 ]
 
 

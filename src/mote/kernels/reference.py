@@ -32,9 +32,7 @@ def unpack(packed: Tensor, codec_name: str, rows: int, cols: int, group: int = 0
     return CODECS[codec_name].unpack(packed, rows, cols, group)
 
 
-def ternary_matmul(
-    packed: Tensor, codec_name: str, rows: int, cols: int, x_q: Tensor, group: int = 0
-) -> Tensor:
+def ternary_matmul(packed: Tensor, codec_name: str, rows: int, cols: int, x_q: Tensor, group: int = 0) -> Tensor:
     """x_q int8 [T, K] times the packed matrix, transposed -> the exact integers, int32 [T, N]."""
     q_NK = unpack(packed, codec_name, rows, cols, group)
     return (x_q.to(torch.int64) @ q_NK.to(torch.int64).t()).to(torch.int32)

@@ -60,9 +60,7 @@ def quantize_activation(x: Tensor) -> tuple[Tensor, Tensor]:
     x_q = torch.empty((tokens, cols), dtype=torch.int8)
     s = torch.empty(tokens, dtype=torch.float32)
     check(
-        library().mote_quantize_activation(
-            x.data_ptr(), tokens, cols, x.stride(0), x_q.data_ptr(), cols, s.data_ptr()
-        )
+        library().mote_quantize_activation(x.data_ptr(), tokens, cols, x.stride(0), x_q.data_ptr(), cols, s.data_ptr())
     )
     return x_q, s
 
@@ -120,9 +118,7 @@ def ternary_linear(
     tokens = x_q.shape[0]
     s = _contiguous(s, "s", torch.float32)
     if s.numel() != tokens:
-        raise NativeError(
-            f"ternary_linear: {s.numel()} activation scales for {tokens} tokens; give one a token"
-        )
+        raise NativeError(f"ternary_linear: {s.numel()} activation scales for {tokens} tokens; give one a token")
     scale = _contiguous(scale, "scale", torch.float32)
     if granularity not in _GRANULARITIES:
         raise NativeError(f"granularity {granularity!r} is unknown; use one of {', '.join(_GRANULARITIES)}")
@@ -175,37 +171,24 @@ def _checked(tensor: Tensor, name: str, dtype: torch.dtype, dims: int) -> Tensor
 
 def _matrix(packed: Tensor, codec_name: str, rows: int, cols: int, group: int) -> Matrix:
     if packed.dtype != torch.uint8 or packed.device.type != "cpu" or not packed.is_contiguous():
-        raise NativeError(
-            f"packed weights are {packed.dtype} on {packed.device}; give contiguous uint8 on the cpu"
-        )
+        raise NativeError(f"packed weights are {packed.dtype} on {packed.device}; give contiguous uint8 on the cpu")
     # Before any output is allocated: absurd sizes must be an error of ours, not of the allocator.
     size = packed_bytes(codec_name, rows, cols, group)
     if packed.numel() != size:
-        raise NativeError(
-            f"packed weights have {packed.numel()} bytes; {codec_name} of {rows} x {cols} takes {size}"
-        )
+        raise NativeError(f"packed weights have {packed.numel()} bytes; {codec_name} of {rows} x {cols} takes {size}")
     return Matrix(packed.data_ptr(), size, rows, cols, group, _format(codec_name))
 
 
 def _activations(x_q: Tensor, cols: int) -> Tensor:
     x_q = _checked(x_q, "x_q", torch.int8, 2)
     if x_q.shape[1] != cols:
-        raise NativeError(
-            f"x_q has shape {list(x_q.shape)}; a matrix of {cols} columns takes [tokens, {cols}]"
-        )
+        raise NativeError(f"x_q has shape {list(x_q.shape)}; a matrix of {cols} columns takes [tokens, {cols}]")
     return x_q
 
 
 def _output(out: Tensor | None, tokens: int, rows: int, dtype: torch.dtype) -> Tensor:
     if out is None:
         return torch.empty((tokens, rows), dtype=dtype)
-    if (
-        out.dtype != dtype
-        or tuple(out.shape) != (tokens, rows)
-        or out.stride(-1) != 1
-        or out.device.type != "cpu"
-    ):
-        raise NativeError(
-            f"out is {out.dtype} {list(out.shape)}; give {dtype} [{tokens}, {rows}] with contiguous rows"
-        )
+    if out.dtype != dtype or tuple(out.shape) != (tokens, rows) or out.stride(-1) != 1 or out.device.type != "cpu":
+        raise NativeError(f"out is {out.dtype} {list(out.shape)}; give {dtype} [{tokens}, {rows}] with contiguous rows")
     return out
