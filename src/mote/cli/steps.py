@@ -175,8 +175,9 @@ def _finished(out: Path, key: str) -> dict[str, Any] | None:
 
 
 def _contents(out: Path) -> tuple[int, int]:
-    """Number and bytes of the files of an output, without its own record."""
-    paths = [out] if out.suffix else [path for path in out.rglob("*") if path != _record_path(out)]
+    """Number and bytes of the files of an output, without its own record; of a file, with all of the same stem."""
+    inside = out.parent.glob(f"{out.stem}.*") if out.suffix else out.rglob("*")
+    paths = [path for path in inside if path != _record_path(out)]
     sizes = [path.stat().st_size for path in paths if path.is_file()]
     return len(sizes), sum(sizes)
 

@@ -1,0 +1,1 @@
+"""Built on the stages: the report of a run."""
