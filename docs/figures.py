@@ -1,0 +1,145 @@
+"""Fills the tables of measured figures in README.md and docs/ from report.json, so that none is typed by hand.
+
+python docs/figures.py            fills every region below and redraws its picture (needs matplotlib)
+python docs/figures.py --check    changes nothing; exits with 1 when a region is not what its report.json gives
+
+A region stands between two comments; the first names the report, relative to the repository:
+
+    <!-- figures: filled from runs/small/report.json -->
+    <!-- end of figures -->
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+REGION = re.compile(
+    r"(<!-- figures: filled from (?P<report>\S+) -->\n)(?P<body>.*?)(<!-- end of figures -->)", re.DOTALL
+)
+SERIES = {"blind": "blind", "dense": "dense, stage II", "mote": "MoTE, stage III", "packed": "MoTE, packed"}
+SIZES = {
+    "dense_ffn": "feed-forward networks of the dense model, bf16",
+    "moe_llava_experts": "MoE-LLaVA's experts, bf16",
+    "mote_experts": "MoTE before packing, all in bf16",
+    "mote_experts_packed": "MoTE packed: shared expert, routed experts, scales, routers",
+    "checkpoint": "the whole packed checkpoint",
+}
+PICTURE_INK = "#7d8590"
+"""Grey that is legible on light and dark pages; the report's own figures take the page's text colour."""
+
+
+def percent(score: Mapping[str, float]) -> str:
+    """{"value", "low", "high"} from 0 to 1 as "81.7 (76.9 to 85.6)"."""
+    return f"{100 * score['value']:.1f} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A Markdown table: the first column flush left, the others flush right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
+
+
+def accuracy(report: Mapping[str, Any]) -> list[str]:
+    """Score per skill and model; the average last."""
+    scores = report["accuracy"]
+    skills = sorted(scores["packed"], key=lambda skill: (skill == "average", skill))
+    rows = []
+    for skill in skills:
+        title = "**average**" if skill == "average" else skill
+        cells = [percent(scores[name][skill]) for name in SERIES]
+        rows.append([title, str(scores["packed"][skill]["n"]), *cells])
+    return table(["skill", "questions", *SERIES.values()], rows)
+
+
+def sizes(report: Mapping[str, Any]) -> list[str]:
+    """True and computed bytes; which is which is said in docs/explanation/memory.md."""
+    counts = report["bytes"]
+    rows = [
+        [title, f"{counts[key]:,}", f"{counts[key] / counts['dense_ffn']:.2f}"]
+        for key, title in SIZES.items()
+        if key in counts
+    ]
+    return table(["", "bytes", "dense = 1"], rows)
+
+
+def origin(report: Mapping[str, Any]) -> str:
+    """What was run, on which machine, at which commit, and how long it took."""
+    provenance = report["provenance"]
+    environment = provenance["environment"]
+    cpu = environment["cpu"]
+    model = cpu["model"] if isinstance(cpu, Mapping) else cpu
+    minutes = sum(report["seconds"].values()) / 60
+    git = (environment["git"] or "an installed wheel")[:12]
+    return (
+        f"`{provenance['command']}`, seed {provenance['seed']}, {minutes:.0f} minutes on {environment['cores']} cores "
+        f"({model}), commit {git}. Test split, percent with 95% intervals."
+    )
+
+
+def body(report: Mapping[str, Any], picture: str) -> str:
+    """The text of a region; `picture` is the path of the drawing from the page that holds the region."""
+    parts = [
+        "",
+        origin(report),
+        "",
+        *accuracy(report),
+        "",
+        f"![Score per skill with 95% intervals]({picture})",
+        "",
+        *sizes(report),
+        "",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def picture_of(report: Path) -> Path:
+    """Where the drawing of a report is kept: docs/images/RUN-accuracy.svg below the same root."""
+    return Path("docs/images") / f"{report.parent.name}-accuracy.svg"
+
+
+def draw(report: Mapping[str, Any], out: Path) -> None:
+    """The report's own figure of accuracy as a picture that stands alone."""
+    from mote.study.figures import accuracy as drawn
+
+    svg = drawn(report["accuracy"]).replace("currentColor", PICTURE_INK)
+    out.write_text(svg if "xmlns=" in svg else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1))
+
+
+def main(arguments: list[str], root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a region is not up to date"
+    )
+    check = parser.parse_args(arguments).check
+    wrong = 0
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        filled = text
+        for region in REGION.finditer(text):
+            source = Path(region["report"])
+            if not (root / source).is_file():
+                print(f"{page.relative_to(root)}: {source} is not there; run the command that writes it first")
+                wrong += 1
+                continue
+            report = json.loads((root / source).read_text(encoding="utf-8"))
+            picture = root / picture_of(source)
+            new = body(report, os.path.relpath(picture, page.parent))
+            if check and new != region["body"]:
+                print(f"{page.relative_to(root)}: the figures are not those of {source}; run python docs/figures.py")
+                wrong += 1
+            if not check:
+                draw(report, picture)
+                filled = filled.replace(region[0], region[1] + new + region[4])
+        if filled != text:
+            page.write_text(filled, encoding="utf-8")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

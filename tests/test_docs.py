@@ -1,0 +1,85 @@
+"""The documentation holds together: links lead somewhere, and figures come from a report."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+MARKED = "<!-- figures: filled from runs/small/report.json -->\n<!-- end of figures -->"
+
+
+def anchors(page: Path) -> set[str]:
+    """Names that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        place = (page.parent / target).resolve() if target else page
+        assert place.exists(), f"{target} is not there"
+        assert not anchor or anchor in anchors(place), f"{target} has no heading #{anchor}"
+
+
+@pytest.fixture
+def figures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mote_doc_figures", ROOT / "docs" / "figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A README with one region, and the report that it names."""
+    score = {"value": 0.817, "n": 300, "low": 0.769, "high": 0.856}
+    series = {name: {"naming": score, "average": score} for name in ("blind", "dense", "mote", "packed")}
+    sizes = {"dense_ffn": 1000, "moe_llava_experts": 4000, "mote_experts": 5000, "mote_experts_packed": 1430}
+    environment = {"cpu": {"model": "Some CPU"}, "cores": 2, "git": "0123456789abcdef"}
+    provenance = {"command": "mote pipeline recipes/small.yaml", "seed": 0, "environment": environment}
+    report = {"accuracy": series, "bytes": sizes, "seconds": {"data": 60.0, "pack": 30.0}, "provenance": provenance}
+    (tmp_path / "runs" / "small").mkdir(parents=True)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    (tmp_path / "runs" / "small" / "report.json").write_text(json.dumps(report))
+    (tmp_path / "README.md").write_text(f"before\n{MARKED}\nafter\n")
+    return tmp_path
+
+
+def test_figures_are_filled_from_the_report_and_checked(
+    figures: ModuleType, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, report = repository / "README.md", repository / "runs" / "small" / "report.json"
+    assert figures.main(["--check"], repository) == 1
+    assert page.read_text() == f"before\n{MARKED}\nafter\n", "a check changes nothing"
+    assert figures.main([], repository) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- figures")
+    assert text.endswith("<!-- end of figures -->\nafter\n")
+    assert "| naming | 300 | 81.7 (76.9 to 85.6) |" in text
+    assert "| 1,430 | 1.43 |" in text
+    assert "(Some CPU), commit 0123456789ab" in text
+    assert (repository / "docs" / "images" / "small-accuracy.svg").read_text().startswith("<svg")
+    assert figures.main(["--check"], repository) == 0
+    assert figures.main([], repository) == 0
+    assert page.read_text() == text, "filling again changes nothing"
+
+    report.write_text(report.read_text().replace("1430", "1500"))
+    assert figures.main(["--check"], repository) == 1
+    assert "python docs/figures.py" in capsys.readouterr().out
+
+
+def test_a_report_that_is_missing_is_named(
+    figures: ModuleType, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "runs" / "small" / "report.json").unlink()
+    assert figures.main([], repository) == 1
+    assert "runs/small/report.json is not there" in capsys.readouterr().out
