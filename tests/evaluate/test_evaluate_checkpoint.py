@@ -63,12 +63,15 @@ def test_a_mixture_tells_where_its_tokens_went_and_packing_changes_no_score(
 
 
 def test_blind_is_the_better_of_majority_and_featureless_model(checkpoint: Path, mix: Path, tmp_path: Path) -> None:
-    result = evaluate_blind(checkpoint, mix, CONFIG, out=tmp_path / "blind", progress=False)
-    provenance = json.loads((tmp_path / "blind" / "result.json").read_text())["provenance"]
+    out = tmp_path / "blind"
+    result = evaluate_blind(checkpoint, mix, CONFIG, question_only=checkpoint, out=out, progress=False)
+    provenance = json.loads((out / "result.json").read_text())["provenance"]
+    candidates = provenance["candidates"]
     # "two" is the majority of the training split; the test split holds it once in four.
-    assert provenance["majority"]["counting"] == 0.25
+    assert candidates["majority answer of the training split"]["counting"] == 0.25
+    assert candidates["the model without features"] == candidates["a model trained without pictures"]
     for skill, score in result.skills.items():
-        assert score.value == max(provenance["majority"][skill], provenance["own"][skill])
+        assert score.value == max(scores[skill] for scores in candidates.values())
     assert set(provenance["guesser"]) == {"color", "counting", "words"}
 
 

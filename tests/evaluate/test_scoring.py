@@ -8,7 +8,7 @@ import pytest
 
 from mote.data.conversation import Conversation, Turn
 from mote.errors import DataError, RecipeError
-from mote.evaluate.blind import Majority, better, guess
+from mote.evaluate.blind import Majority, best, guess
 from mote.evaluate.config import EvaluateConfig
 from mote.evaluate.results import Answered, Score, summarise
 from mote.evaluate.scorer import Scorer
@@ -133,7 +133,8 @@ def test_blind_takes_the_better_guesser_skill_by_skill() -> None:
     rows = guess(training, [ask("q", "x"), ask("other", "y")])
     assert [(row.given, row.score) for row in rows] == [("x", 1.0), ("x", 0.0)]
     low, high = Score(value=0.1, n=1, low=0, high=1), Score(value=0.2, n=1, low=0, high=1)
-    assert better({"a": low, "b": high, "c": low}, {"a": high, "b": low, "c": low}) == {"a": "b", "b": "a", "c": "a"}
+    candidates = {"x": {"a": low, "b": high, "c": low}, "y": {"a": high, "b": low, "c": low}}
+    assert best(candidates) == {"a": "y", "b": "x", "c": "x"}
 
 
 def test_settings_that_make_no_sense() -> None:

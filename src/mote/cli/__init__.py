@@ -21,12 +21,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """The exit code of `mote ARGUMENTS`; errors have been printed."""
     from mote.cli.app import app
-    from mote.cli.failures import report
+    from mote.cli.failures import INTERRUPTED, report
 
     debug = "--debug" in arguments
     try:
         code = app(args=arguments or ["--help"], prog_name="mote", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # typer turns Ctrl-C into an exit code without a word
+        return report(KeyboardInterrupt()) if code == INTERRUPTED else code if isinstance(code, int) else 0
     except (Exception, KeyboardInterrupt) as error:
         if debug and not isinstance(error, SystemExit | MoteError | KeyboardInterrupt):
             raise

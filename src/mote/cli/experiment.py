@@ -2,24 +2,21 @@
 make.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
-from mote.assemble import AssembleConfig, assemble
+from mote.assemble.config import AssembleConfig
 from mote.cli.steps import Place, Step
 from mote.compress.config import PackConfig
-from mote.compress.stream import pack_checkpoint
-from mote.data.draw import MixConfig, draw
+from mote.data.draw import MixConfig
 from mote.evaluate import EvaluateConfig
-from mote.evaluate.run import evaluate_blind, evaluate_checkpoint
 from mote.recipe import from_plain, override, read_recipe
-from mote.study.report import ReportConfig, write_report
-from mote.train import StageName, TrainConfig
-from mote.train.run import train
+from mote.study.config import ReportConfig
+from mote.train.config import StageName, TrainConfig
 from mote.upcycle.config import UpcycleConfig
-from mote.upcycle.stream import upcycle_checkpoint
 
 FEATURES = ".features"
 """Folder of a run that holds the vision tower's features of every picture; all steps share it."""
@@ -29,6 +26,7 @@ FEATURES = ".features"
 class Experiment:
     """A recipe. Every section is the config of the stage of that name; see `docs/reference/recipe.md`.
 
+    question_only: also train a model as long as stage II on zeroed features, as a third blind guesser.
     name, note: shown in the report. seed: of every section that has a seed and does not set its own.
     seconds: step -> what it takes on the machine that the recipe was written for; only for the estimate of
     the time left.
@@ -38,6 +36,7 @@ class Experiment:
     data: MixConfig
     assemble: AssembleConfig
     note: str = ""
+    question_only: bool = False
     seed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     align: TrainConfig = field(default_factory=TrainConfig)
@@ -65,60 +64,109 @@ def read_experiment(path: Path, settings: Sequence[str] = (), seed: int | None =
 def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
     """The experiment as the ordered table of its steps. `recipe` and `command` are named in the report."""
     e = experiment
-    stages = [
-        Step(name="data", title="drawing pictures and questions", output="data", config=e.data,
-             run=lambda at: draw(e.data, at.out)),
-        Step(name="assemble", title="assembling the dense model", output="assembled", config=e.assemble,
-             run=lambda at: assemble(at.out, e.assemble, force=at.force)),
-        _training("align", "stage I: training the connector", "aligned", e.align, after="assemble"),
-        _training("instruct", "stage II: training connector and language model", "dense", e.instruct,
-        after="align"), Step(name="upcycle", title="copying the FFNs into routed experts",
-        output="upcycled", config=e.upcycle,
-             parents=("instruct",),
-             run=lambda at: upcycle_checkpoint(at.parents["instruct"], at.out, e.upcycle, force=at.force)),
-        _training("experts", "stage III: training routers and routed experts", "mote", e.experts,
-        after="upcycle"), Step(name="pack", title="packing the experts", output="packed", config=e.pack,
-        parents=("experts",),
-             run=lambda at: pack_checkpoint(at.parents["experts"], at.out, e.pack, force=at.force)),
-    ]  # fmt: skip
-    scores = [
-        _evaluation("dense", e.evaluate, of="instruct"),
-        _evaluation("mote", e.evaluate, of="experts"),
-        _evaluation("packed", e.evaluate, of="pack"),
-        Step(name="evaluate_blind", title="evaluating without pictures", output="evaluation/blind",
-             config=e.evaluate, parents=("instruct", "data"),
-             run=lambda at: evaluate_blind(at.parents["instruct"], at.parents["data"], e.evaluate, out=at.out,
-                                           features=at.root / FEATURES, force=at.force)),
-    ]  # fmt: skip
+    guesser = (
+        ("question_only", "stage II again, without pictures", "question_only", replace(e.instruct, blind=True),
+         ("align", "data"), _train("instruct")),
+    ) if e.question_only else ()  # fmt: skip
+    table = (
+        # name, title, output under the run's directory, settings, parents, what runs
+        ("data", "drawing pictures and questions", "data", e.data, (), _draw),
+        ("assemble", "assembling the dense model", "assembled", e.assemble, (), _assemble),
+        ("align", "stage I: training the connector", "aligned", e.align, ("assemble", "data"), _train("align")),
+        ("instruct", "stage II: training connector and language model", "dense", e.instruct, ("align", "data"),
+         _train("instruct")),
+        ("upcycle", "copying the FFNs into routed experts", "upcycled", e.upcycle, ("instruct",), _upcycle),
+        ("experts", "stage III: training routers and routed experts", "mote", e.experts, ("upcycle", "data"),
+         _train("experts")),
+        ("pack", "packing the experts", "packed", e.pack, ("experts",), _pack),
+        # The packed model is the one that ships, so it gives the report's samples.
+        *((f"evaluate_{name}", f"evaluating {name} on the test split", f"evaluation/{name}",
+           e.evaluate if name == "packed" else replace(e.evaluate, samples=0), (parent, "data"), _evaluate)
+          for name, parent in (("dense", "instruct"), ("mote", "experts"), ("packed", "pack"))),
+        *guesser,
+        ("evaluate_blind", "evaluating without pictures", "evaluation/blind", e.evaluate,
+         ("instruct", "data", *(row[0] for row in guesser)), _blind),
+    )  # fmt: skip
+    steps = [
+        Step(name=name, title=title, output=output, config=config, parents=parents, run=partial(action, config))
+        for name, title, output, config, parents, action in table
+    ]
+    source = {"name": e.name, "note": e.note, "recipe": recipe.name, "command": command, "seed": e.seed}
+    everything = tuple(step.name for step in steps)
+    steps.append(
+        Step(
+            name="report",
+            title="writing the report",
+            output="report.json",
+            config=e.report,
+            parents=everything,
+            run=partial(_report, e.report, source),
+        )
+    )
+    return [replace(step, seconds=e.seconds.get(step.name, 0.0)) for step in steps]
 
-    def report(at: Place) -> None:
-        source = {"name": e.name, "note": e.note, "recipe": recipe.name, "command": command, "seed": e.seed}
-        write_report(at.parents, at.out.parent, e.report, seconds=at.seconds, source=source)
 
-    last = Step(name="report", title="writing the report", output="report.json", config=e.report, run=report,
-                parents=tuple(step.name for step in (*stages, *scores)))  # fmt: skip
-    return [replace(step, seconds=e.seconds.get(step.name, 0.0)) for step in (*stages, *scores, last)]
+# Stages are imported when they run: a recipe with a mistake is refused before torch is loaded.
 
 
-def _training(stage: StageName, title: str, output: str, config: TrainConfig, *, after: str) -> Step:
-    def run(at: Place) -> None:
-        parent, data = at.parents[after], at.parents["data"]
-        seen = at.root / FEATURES
+def _draw(config: MixConfig, at: Place) -> None:
+    from mote.data.draw import draw
+
+    draw(config, at.out)
+
+
+def _assemble(config: AssembleConfig, at: Place) -> None:
+    from mote.assemble import assemble
+
+    assemble(at.out, config, force=at.force)
+
+
+def _train(stage: StageName) -> Callable[[Any, Place], None]:
+    def run(config: TrainConfig, at: Place) -> None:
+        from mote.train.run import train
+
+        parent = at.parents[next(name for name in at.parents if name != "data")]
+        data, seen = at.parents["data"], at.root / FEATURES
         train(parent, at.out, config, stage=stage, data=data, work=at.work, features=seen, force=at.force)
 
-    return Step(name=stage, title=title, output=output, config=config, parents=(after, "data"), run=run)
+    return run
 
 
-def _evaluation(name: str, config: EvaluateConfig, *, of: str) -> Step:
-    """Scores on the test split; the packed model, being the one that ships, also gives the report's
-    samples.
-    """
-    config = config if name == "packed" else replace(config, samples=0)
+def _upcycle(config: UpcycleConfig, at: Place) -> None:
+    from mote.upcycle.stream import upcycle_checkpoint
 
-    def run(at: Place) -> None:
-        data, seen = at.parents["data"] / "test.jsonl", at.root / FEATURES
-        evaluate_checkpoint(at.parents[of], data, config, out=at.out, features=seen, force=at.force)
+    upcycle_checkpoint(at.parents["instruct"], at.out, config, force=at.force)
 
-    return Step(name=f"evaluate_{name}", title=f"evaluating {name} on the test split",
-    output=f"evaluation/{name}",
-                config=config, parents=(of, "data"), run=run)  # fmt: skip
+
+def _pack(config: PackConfig, at: Place) -> None:
+    from mote.compress.stream import pack_checkpoint
+
+    pack_checkpoint(at.parents["experts"], at.out, config, force=at.force)
+
+
+def _evaluate(config: EvaluateConfig, at: Place) -> None:
+    from mote.evaluate.run import evaluate_checkpoint
+
+    checkpoint = at.parents[next(name for name in at.parents if name != "data")]
+    data, seen = at.parents["data"] / "test.jsonl", at.root / FEATURES
+    evaluate_checkpoint(checkpoint, data, config, out=at.out, features=seen, force=at.force)
+
+
+def _blind(config: EvaluateConfig, at: Place) -> None:
+    from mote.evaluate.run import evaluate_blind
+
+    evaluate_blind(
+        at.parents["instruct"],
+        at.parents["data"],
+        config,
+        question_only=at.parents.get("question_only"),
+        out=at.out,
+        features=at.root / FEATURES,
+        force=at.force,
+    )
+
+
+def _report(config: ReportConfig, source: Mapping[str, Any], at: Place) -> None:
+    from mote.study.report import write_report
+
+    write_report(at.parents, at.out.parent, config, seconds=at.seconds, source=source)

@@ -1,16 +1,17 @@
 """The blind baseline: what can be scored without the picture.
 
-For each skill the better of two guessers:
+For each skill the best of these guessers:
 
 - majority: the most frequent answer of the training split to questions of the same template; among the
 offered
   choices, where there are some; of the whole skill, where the template was never trained
 - the model itself, with the picture's features zeroed
+- where a recipe asks for it, a model that was trained as long without ever seeing a picture
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mote.data.conversation import Conversation
 from mote.evaluate.metrics import score
@@ -67,6 +68,10 @@ def guess(training: Sequence[Conversation], questions: Sequence[Conversation]) -
     return answers
 
 
-def better(a: dict[str, Score], b: dict[str, Score]) -> dict[str, str]:
-    """For each skill of `a`: "a" or "b", whose score is higher; "a" at a tie."""
-    return {skill: "b" if skill in b and b[skill].value > a[skill].value else "a" for skill in a}
+def best(candidates: Mapping[str, Mapping[str, Score]]) -> dict[str, str]:
+    """For each skill the name of the candidate with the highest score; at a tie the one that comes first."""
+    skills = dict.fromkeys(skill for scores in candidates.values() for skill in scores)
+    return {
+        skill: max((name for name in candidates if skill in candidates[name]), key=lambda n: candidates[n][skill].value)
+        for skill in skills
+    }

@@ -26,7 +26,8 @@ def wilson(k: float, n: int) -> tuple[float, float]:
     p, z2 = k / n, Z_95 * Z_95
     centre = p + z2 / (2 * n)
     half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+    # Rounding must not put the share itself outside, which at k = 0 and k = n is a bound.
+    return min(p, max(0.0, (centre - half) / (1 + z2 / n))), max(p, min(1.0, (centre + half) / (1 + z2 / n)))
 
 
 def bootstrap(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:

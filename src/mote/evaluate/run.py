@@ -14,7 +14,7 @@ from mote.checkpoint.atomic import new_directory
 from mote.checkpoint.lineage import Provenance, file_hash, seal
 from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import Conversation, read_conversations
-from mote.evaluate.blind import better, guess
+from mote.evaluate.blind import best, guess
 from mote.evaluate.config import EvaluateConfig
 from mote.evaluate.hf import HFScorer
 from mote.evaluate.results import EvaluationResult, summarise
@@ -22,6 +22,9 @@ from mote.evaluate.scoring import questions_of, score_questions, show, shown_que
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
 
+MAJORITY = "majority answer of the training split"
+FEATURELESS = "the model without features"
+QUESTION_ONLY = "a model trained without pictures"
 PICTURES_PER_CALL = 32
 """Pictures that the vision tower sees at once."""
 
@@ -84,38 +87,36 @@ def evaluate_blind(
     data: Path,
     config: EvaluateConfig | None = None,
     *,
+    question_only: Path | None = None,
     split: str = "test",
     out: Path | None = None,
     features: Path | None = None,
     force: bool = False,
     progress: bool = True,
 ) -> EvaluationResult:
-    """What can be scored on a drawn mix (folder `data`) without pictures: for each skill the better of the
-    majority answers of its training split and the model's own answers with the features zeroed.
+    """What can be scored on a drawn mix (folder `data`) without pictures: for each skill the best of the majority
+    answers of its training split, the model's own answers with the features zeroed, and those of `question_only`, a
+    checkpoint that was trained on zeroed features, if there is one.
     """
     config = replace(config or EvaluateConfig(), blind=True, samples=0)
-    source = Checkpoint.open(checkpoint)
-    provenance = Provenance.start("evaluate blind", config=config, seed=config.seed, parent=source)
-    own = evaluate_checkpoint(checkpoint, data / f"{split}.jsonl", config, features=features, progress=progress)
-    questions = questions_of(read_conversations(data / f"{split}.jsonl"), config.limit)
-    guessed = guess(read_conversations(data / "train.jsonl"), questions)
-    majority, _ = summarise(guessed, seed=config.seed)
-    winner = better(majority, dict(own.skills))
-    answered = [
-        rows[0] if winner[rows[0].skill] == "a" else rows[1] for rows in zip(guessed, own.answered, strict=True)
-    ]
+    provenance = Provenance.start("evaluate blind", config=config, seed=config.seed, parent=Checkpoint.open(checkpoint))
+    file = data / f"{split}.jsonl"
+    guessed = guess(read_conversations(data / "train.jsonl"), questions_of(read_conversations(file), config.limit))
+    answers = {MAJORITY: guessed}
+    for name, path in ((FEATURELESS, checkpoint), (QUESTION_ONLY, question_only)):
+        if path is not None:
+            own = evaluate_checkpoint(path, file, config, features=features, progress=progress)
+            answers[name] = list(own.answered)
+    scores = {name: summarise(rows, seed=config.seed)[0] for name, rows in answers.items()}
+    winner = best(scores)
+    answered = [answers[winner[row.skill]][index] for index, row in enumerate(guessed)]
     skills, average = summarise(answered, seed=config.seed)
-    names = {"a": "majority answer of the training split", "b": "the model without features"}
+    candidates = {name: {skill: score.value for skill, score in found.items()} for name, found in scores.items()}
     result = EvaluationResult(
         skills=skills,
         average=average,
         answered=answered,
-        provenance={
-            "guesser": {skill: names[side] for skill, side in winner.items()},
-            "majority": {skill: score.value for skill, score in majority.items()},
-            "own": {skill: score.value for skill, score in own.skills.items()},
-            **provenance.finish().to_dict(),
-        },
+        provenance={"guesser": winner, "candidates": candidates, **provenance.finish().to_dict()},
     )
     if out is not None:
         _write(result, out, provenance, force=force)

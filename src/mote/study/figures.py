@@ -47,8 +47,8 @@ def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> str:
             rows = [scores[name].get(skill) for skill in skills]
             x = [i + (place - (len(series) - 1) / 2) * width for i, row in enumerate(rows) if row]
             values = [100 * row["value"] for row in rows if row]
-            low = [100 * (row["value"] - row["low"]) for row in rows if row]
-            high = [100 * (row["high"] - row["value"]) for row in rows if row]
+            low = [100 * max(0, row["value"] - row["low"]) for row in rows if row]
+            high = [100 * max(0, row["high"] - row["value"]) for row in rows if row]
             axes.bar(x, values, width * 0.92, color=SERIES[name], label=LABELS[name])
             axes.errorbar(x, values, yerr=[low, high], fmt="none", ecolor=INK, elinewidth=1, capsize=2)
         axes.set_xticks(range(len(skills)), skills)

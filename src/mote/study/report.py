@@ -17,7 +17,6 @@ from shapes.
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +26,11 @@ from mote.checkpoint.environment import record_environment
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import DataError
 from mote.study import figures
+from mote.study.config import ReportConfig
 from mote.study.page import card, definitions, facts, figure, page, table, text
 
 SERIES = ("blind", "dense", "mote", "packed")
 STAGES = ("align", "instruct", "experts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """title: heading of the page; the recipe's name when empty. attribution: who made the pictures that are shown."""
-
-    title: str = ""
-    attribution: str = (
-        "Drawings: OpenMoji (openmoji.org), CC BY-SA 4.0. Shapes: easy-VQA (Victor Zhou), MIT. "
-        "Chart data: Gapminder, CC BY 4.0."
-    )
 
 
 def write_report(

@@ -1,0 +1,168 @@
+"""Every stage in a row on a tiny model: the table of steps, the report, and what runs again after a change."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mote.cli import run
+from mote.errors import RecipeError
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+TRAINING = "batch_size: 4, log_every: 1, probe_conversations: 2, precision: fp32"
+
+
+def recipe_text(parts: Path) -> str:
+    return f"""
+name: tiny
+seconds: {{align: 5}}
+data: {{skills: {{}}}}
+assemble:
+  image_size: 56
+  connector_width: 32
+  dtype: float32
+  vision: {{source: {parts / "tower"}}}
+  language: {{source: {parts / "language"}}}
+align: {{max_steps: 2, {TRAINING}}}
+instruct: {{max_steps: 2, {TRAINING}}}
+upcycle: {{num_experts: 2}}
+experts: {{max_steps: 2, {TRAINING}}}
+evaluate: {{dtype: float32, max_tokens: 3, samples: 3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(recipe_text(parts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def go(recipe: Path, write_mix: Callable[[Path], Path]) -> Callable[..., list[str]]:
+    """`go(root, *settings)` runs the recipe with ready pictures in place of drawn ones; the names of what ran."""
+
+    def run_recipe(root: Path, *settings: str) -> list[str]:
+        from mote.cli.experiment import read_experiment, steps_of
+        from mote.cli.steps import run_steps
+
+        said: list[str] = []
+        data, *others = steps_of(read_experiment(recipe, settings), recipe, "mote pipeline tiny.yaml")
+        steps = [replace(data, run=lambda at: write_mix(at.out)), *others]
+        run_steps(root, steps, say=said.append)
+        return [step.name for step in steps if any(f"] {step.title}: done in" in line for line in said)]
+
+    return run_recipe
+
+
+@pytest.mark.timeout(120)
+def test_a_recipe_runs_through_and_again_only_what_changed(
+    go: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run"
+    everything = go(root)
+    assert everything[0] == "data"
+    assert everything[-1] == "report"
+    report: dict[str, Any] = json.loads((root / "report.json").read_text())
+    assert set(report) == {"accuracy", "bytes", "seconds", "provenance"}
+    assert set(report["accuracy"]) == {"blind", "dense", "mote", "packed"}
+    for scores in report["accuracy"].values():
+        assert set(scores) == {"color", "counting", "average"}
+        for score in scores.values():
+            assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
+    assert report["accuracy"]["mote"]["average"]["n"] == 12
+    size = report["bytes"]
+    # Two layers of 3 x 32 x 48 weights in bf16; two routed experts; the shared expert is kept.
+    assert size["dense_ffn"] == 2 * 3 * 32 * 48 * 2
+    assert size["moe_llava_experts"] == 2 * size["dense_ffn"]
+    assert size["mote_experts"] == 3 * size["dense_ffn"]
+    assert size["checkpoint"] > size["mote_experts_packed"]
+    assert set(report["seconds"]) == set(everything) - {"report"}
+    page = (root / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") >= 3
+    assert "How many cat ?" in page
+
+    assert go(root) == []
+    changed = go(root, "evaluate.max_tokens=2")
+    assert changed == [name for name in everything if name.startswith("evaluate")] + ["report"]
+
+    packed = str(root / "packed")
+    capsys.readouterr()
+    assert run(["info", packed]) == 0
+    assert "assemble > train align > train instruct > upcycle" in capsys.readouterr().out
+    assert run(["verify", packed]) == 0
+    assert "no problem" in capsys.readouterr().out
+    assert run(["ask", packed, str(root / "data" / "images" / "20.png"), "What is this ?", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"image", "question", "answer"}
+    evaluate = ["evaluate", packed, "--data", str(root / "data" / "val.jsonl"), "--set", "dtype=float32"]
+    assert run([*evaluate, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["average"]["n"] == 8
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_that_ship_are_valid(path: Path) -> None:
+    from mote.cli.experiment import read_experiment, steps_of
+
+    experiment = read_experiment(path, seed=3)
+    assert experiment.experts.seed == 3
+    steps = steps_of(experiment, path, "")
+    for index, step in enumerate(steps):
+        assert set(step.parents) <= {earlier.name for earlier in steps[:index]}
+    assert set(experiment.seconds) <= {step.name for step in steps}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("experts.lerning_rate=1", "experts.lerning_rate: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        ("upcycel.num_experts=1", "upcycel: unknown key 'upcycel'; did you mean 'upcycle'?"),
+        ("pack.codec=zip", "pack.codec: 'zip' is not one of"),
+        ("upcycle.top_k=9", "top_k=9 of num_experts=2"),
+        ("evaluate.limit=many", "evaluate.limit: expected a whole number"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(recipe: Path, setting: str, message: str) -> None:
+    from mote.cli.experiment import read_experiment
+
+    with pytest.raises(RecipeError) as caught:
+        read_experiment(recipe, [setting])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_section_seed_wins_over_the_recipes(recipe: Path) -> None:
+    from mote.cli.experiment import read_experiment
+
+    experiment = read_experiment(recipe, ["experts.seed=7"], seed=5)
+    assert (experiment.seed, experiment.align.seed, experiment.experts.seed) == (5, 5, 7)
+
+
+def test_recipes_hold_no_tab_and_no_trailing_space() -> None:
+    for path in RECIPES.glob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert not [line for line in lines if "\t" in line or line != line.rstrip()], path
+
+
+def test_ctrl_c_is_one_line_and_130(recipe: Path, tmp_path: Path) -> None:
+    """In a process of its own, since SIGINT goes to all of it."""
+    import signal
+    import sys
+    import time
+
+    command = [sys.executable, "-c", "from mote.cli import main; main()", "pipeline", str(recipe)]
+    command += ["--out", str(tmp_path / "run"), "--set", "data.skills={naming: {train: 100000}}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line.startswith("[1/12]"), line + process.communicate()[1]
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted: ")
