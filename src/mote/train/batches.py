@@ -4,7 +4,6 @@ Legend of shape suffixes: B conversations of a batch, T tokens, P vision tokens 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         turns: int = 0,
         max_length: int = 2048,
     ) -> None:
-        self.conversations = [replace(c, turns=c.turns[:turns]) if turns else c for c in conversations]
+        self.conversations = [c.first(turns) if turns else c for c in conversations]
         self._renderer = Renderer(processor, num_image_tokens=image_tokens)
         self._features = features
         self._max_length = max_length
@@ -53,9 +52,9 @@ class ConversationDataset(Dataset[dict[str, Any]]):
             if len(conversation.turns) == 1:
                 raise DataError(
                     f"{conversation.where}: the first turn takes {len(rendered)} tokens, more than "
-                    f"max_length={self._max_length}"
+                    f"max_length={self._max_length}; raise it, or drop the row"
                 )
-            conversation = replace(conversation, turns=conversation.turns[:-1])
+            conversation = conversation.first(len(conversation.turns) - 1)
             rendered = self._renderer.render(conversation)
         ids = torch.tensor(rendered.ids)
         labels = torch.where(torch.tensor(rendered.loss_mask), ids, IGNORED)

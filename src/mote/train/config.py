@@ -43,6 +43,12 @@ STAGES: dict[str, Stage] = {
 }
 
 
+NOT_NEGATIVE = (
+    *("epochs", "max_steps", "learning_rate", "connector_learning_rate", "weight_decay", "max_gradient_norm"),
+    *("warm_start_epochs", "warm_start_learning_rate", "turns", "save_minutes", "probe_conversations"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of one training run. Defaults are MoE-LLaVA's (see `docs/reference/recipe.md`) unless said.
@@ -54,8 +60,8 @@ class TrainConfig:
     max_gradient_norm: gradients are clipped to this norm.
     train_embeddings: whether stage II trains token embeddings and head (ours: frozen on small data, where rows of
         words that never occur would only drift).
-    warm_start_epochs: ours, stage I only: epochs of the contrastive warm start of the connector, which needs no
-        forward pass of the language model (see `warm_start`). warm_start_learning_rate: its peak.
+    warm_start_epochs: ours, where the connector trains: epochs of its contrastive warm start, which needs no forward
+        pass of the language model (see `warm_start`). warm_start_learning_rate: its peak.
     turns: questions of one conversation used in one sample at most; 0 for all.
     max_length: tokens per conversation; longer ones are cut at a turn.
     precision: "auto" is bf16 autocast where the device has it; masters and optimiser state are fp32 always.
@@ -64,7 +70,7 @@ class TrainConfig:
     save_minutes: minutes between resumable snapshots; 0 for none but the one at Ctrl-C.
     log_every: optimiser steps between log rows.
     probe_conversations: held-out conversations whose loss is taken before and after (forgetting); 0 for none.
-    device: "auto", or a torch device.
+    device: "auto", "cpu", or an accelerator's name ("cuda", "mps"); of several, the first visible one is used.
     """
 
     epochs: float = 1.0
@@ -93,15 +99,27 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every"):
+        for name in ("batch_size", "accumulate", "log_every", "max_length"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name in ("learning_rate", "connector_learning_rate", "warmup", "weight_decay", "epochs"):
+        for name in NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise RecipeError(f"{name}={getattr(self, name)}: must be a finite number, 0 or more")
+        for name in ("warmup", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name}={getattr(self, name)}: must be at least 0 and less than 1")
+        if not (self.epochs or self.max_steps):
+            raise RecipeError("epochs=0 and max_steps=0: nothing would be trained; set one of them")
 
     def resolved(self, stage: Stage) -> "TrainConfig":
-        """The same settings with the stage's own learning rate where none was given."""
+        """The same settings with the stage's own learning rate where none was given.
+
+        Raises RecipeError for a warm start in a stage that does not train the connector.
+        """
+        if self.warm_start_epochs and "connector" not in stage.trains:
+            raise RecipeError(
+                f"warm_start_epochs={self.warm_start_epochs}: {stage.title} does not train the connector; set it to 0"
+            )
         changes: dict[str, Any] = {}
         if not self.learning_rate:
             changes["learning_rate"] = stage.learning_rate

@@ -1,14 +1,14 @@
 """What a training run records, and the failure signatures it watches for.
 
-A row of `losses.jsonl` (and the same values for TensorBoard): loss, balance loss per layer (1.0 is perfect), learning
-rate, seconds; for a mixture also the largest load of an expert and the smallest, router entropy, mean gate, the share
+A row of `losses.jsonl` (and the same values for TensorBoard): loss, balance loss per layer (1.0 is perfect; both means
+over the steps since the last row), learning rate, seconds; for a mixture also the largest load of an expert and the smallest, router entropy, mean gate, the share
 of ternary weights that are zero, and the share that changed its value since the last row, measured on every
 `ROW_STRIDE`-th row of every matrix.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,19 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback, TrainingArguments
 
+from mote.checkpoint.atomic import write_error, write_file
+from mote.errors import TrainingError
 from mote.model.routing import LayerStatistics
 
+LOSSES = "losses.jsonl"
+STATE, WATCH = "telemetry.json", "ternary.safetensors"
+"""Files of a snapshot: what this module needs to go on."""
 ROW_STRIDE = 16
 COLLAPSE_SHARE = 0.1
 """An expert that gets less than this share of its fair load (1/N) is called starved."""
@@ -52,87 +60,131 @@ class TernaryWatch:
     """Share of zeros, and of values that changed since the last look, over sampled rows of ternary weights.
 
     quantized: gives, by parameter name, integer weights [E, N, K] in {-1, 0, 1} as they are in the forward pass.
+    last: what the last look saw, int8 by name; a snapshot keeps it.
     """
 
     def __init__(self, quantized: Callable[[], Mapping[str, Tensor]]) -> None:
         self._quantized = quantized
-        self._last: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor] = {}
 
     def look(self) -> dict[str, float]:
-        """{"zeros": share, "flips": share}; no "flips" at the first look."""
-        sampled = {name: q[:, ::ROW_STRIDE].to(torch.int8) for name, q in self._quantized().items()}
+        """{"zeros": share, "flips": share}; no "flips" at the first look, nothing without ternary weights."""
+        sampled = {name: q[:, ::ROW_STRIDE].to(torch.int8, copy=True) for name, q in self._quantized().items()}
         count = sum(q.numel() for q in sampled.values())
         if not count:
             return {}
         row = {"zeros": sum(int((q == 0).sum()) for q in sampled.values()) / count}
-        if self._last:
-            row["flips"] = sum(int((q != self._last[name]).sum()) for name, q in sampled.items()) / count
-        self._last = sampled
+        if self.last:
+            row["flips"] = sum(int((q != self.last[name]).sum()) for name, q in sampled.items()) / count
+        self.last = sampled
         return row
 
 
-class Telemetry(TrainerCallback):  # type: ignore[misc]
+class Telemetry(TrainerCallback):
     """Writes a row every `args.logging_steps` steps, moves the progress bar, and collects warnings.
 
-    losses: values of the last forward pass. routing: `LayerStatistics` by layer of the last forward pass, or None for a
-    dense model.
+    logs: folder of `losses.jsonl` and `tensorboard/`. losses: values of the last optimiser step. routing:
+    `LayerStatistics` by layer of the last forward pass, or None for a dense model. All that a resumed run needs to go
+    on with the very same rows is written into each snapshot and read by `restore`.
     """
 
     def __init__(
         self,
-        log: Path,
+        logs: Path,
         *,
         title: str,
         losses: Callable[[], Mapping[str, float]],
         routing: Callable[[], Mapping[int, LayerStatistics]] | None = None,
         watch: TernaryWatch | None = None,
-        board: Any = None,
     ) -> None:
-        self._log, self._title, self._losses = log, title, losses
-        self._routing, self._watch, self._board = routing, watch, board
-        self._window: list[Mapping[str, float]] = []
+        self._logs, self._title, self._losses = logs, title, losses
+        self._routing, self._watch = routing, watch
+        self._window: list[dict[str, float]] = []
         self._starved_rows = self._still_rows = 0
+        self._rate = self._start = self._seconds = 0.0
         self._progress: Progress | None = None
         self._task: Any = None
-        self._start = 0.0
+        self._board: Any = None
+        self.before: dict[str, float] = {}
         self.rows: list[dict[str, float]] = []
         self.warnings: list[str] = []
 
+    def restore(self, snapshot: Path) -> None:
+        """Go on from what a snapshot holds. Raises TrainingError if that is damaged."""
+        try:
+            state = json.loads((snapshot / STATE).read_text(encoding="utf-8"))
+            self.before, self.rows, self.warnings = state["before"], state["rows"], state["warnings"]
+            self._window, self._seconds = state["window"], state["seconds"]
+            self._starved_rows, self._still_rows = state["starved_rows"], state["still_rows"]
+            if self._watch is not None and (snapshot / WATCH).is_file():
+                self._watch.last = load_file(snapshot / WATCH)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise TrainingError(f"{snapshot}: damaged ({error}); delete it to start anew") from None
+
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = [row for row in read_rows(self._log) if row["step"] <= state.global_step]
-        self.rows = kept
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        self._log.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._start = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._write_rows("w", self.rows)
+        # Points that an interrupted run logged after its last snapshot are not shown.
+        self._board = SummaryWriter(str(self._logs / "tensorboard"), purge_step=state.global_step + 1)
+        if self._watch is not None and not self._watch.last:
+            self._watch.look()
+        self._start = time.monotonic() - self._seconds
         self._progress = progress_bar(self._title)
         self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step, note="")
         self._progress.start()
 
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._rate = float(kwargs["lr_scheduler"].get_last_lr()[-1])
+
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self._window.append(dict(self._losses()))
-        note = f"loss {self._window[-1]['loss']:.3f}"
         if self._progress is not None:
-            self._progress.update(self._task, completed=state.global_step, note=note)
+            self._progress.update(self._task, completed=state.global_step, note=f"loss {self._window[-1]['loss']:.3f}")
         if state.global_step % args.logging_steps and state.global_step != state.max_steps:
             return
         row: dict[str, float] = {"step": state.global_step}
         for key in self._window[-1]:
             row[key] = sum(step[key] for step in self._window) / len(self._window)
         self._window.clear()
-        row["lr"] = float(kwargs["lr_scheduler"].get_last_lr()[-1])
+        row["lr"] = self._rate
         row["seconds"] = round(time.monotonic() - self._start, 3)
         row |= self._mixture()
         self.rows.append(row)
-        with self._log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._board is not None:
-            for key, value in row.items():
-                if key != "step":
-                    self._board.add_scalar(key, value, state.global_step)
+        self._write_rows("a", [row])
+        for key, value in row.items():
+            if key != "step":
+                self._board.add_scalar(key, value, state.global_step)
 
-    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        kept = {
+            "before": self.before,
+            "rows": self.rows,
+            "warnings": self.warnings,
+            "window": self._window,
+            "seconds": time.monotonic() - self._start,
+            "starved_rows": self._starved_rows,
+            "still_rows": self._still_rows,
+        }
+        write_file(folder / STATE, json.dumps(kept))
+        if self._watch is not None and self._watch.last:
+            write_file(folder / WATCH, save(self._watch.last))
+
+    def close(self) -> None:
+        """Ends the progress bar and completes TensorBoard's file; also after a failure, and any number of times."""
         if self._progress is not None:
             self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+        self._progress = self._board = None
+
+    def _write_rows(self, mode: str, rows: Sequence[Mapping[str, float]]) -> None:
+        path = self._logs / LOSSES
+        try:
+            with path.open(mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise write_error(path, error) from None
 
     def _mixture(self) -> dict[str, float]:
         """The mixture's part of a row, and what it warns of."""
@@ -183,26 +235,3 @@ class Telemetry(TrainerCallback):  # type: ignore[misc]
                     f"underfitting: the experts' loss went from {first:.3f} to {last:.3f}; raise learning_rate "
                     "(another group's ternary training found 1e-4 best) or train longer"
                 )
-
-
-def read_rows(log: Path) -> list[dict[str, float]]:
-    """Rows of a `losses.jsonl`; a last line that a kill cut short is dropped."""
-    rows = []
-    for line in log.read_text().splitlines() if log.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-@torch.no_grad()
-def text_perplexity(model: nn.Module, tokenizer: Any, text: str, *, windows: int = 4, length: int = 256) -> float:
-    """exp of the mean next-token loss over the first `windows` x `length` tokens of `text`, no picture, eval mode."""
-    ids = torch.tensor(tokenizer.encode(text, add_special_tokens=False)[: windows * length])
-    ids_WT = ids[: len(ids) // length * length].view(-1, length).to(next(model.parameters()).device)
-    was_training = model.training
-    model.eval()
-    loss = model(input_ids=ids_WT, labels=ids_WT, use_cache=False).loss
-    model.train(was_training)
-    return float(loss.exp())

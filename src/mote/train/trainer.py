@@ -5,48 +5,50 @@ number, plus the balance loss of each batch divided by the number of batches. (T
 accumulated batches would weight the balance loss by tokens.) Logits are computed at answer positions only.
 """
 
-import json
-import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mote.checkpoint.atomic import write_file
 from mote.errors import TrainingError
+from mote.model.families import anatomy
+from mote.model.precision import computes_in_bf16
 from mote.model.vision import encoder_outputs
 from mote.train.batches import IGNORED
+from mote.train.config import TrainConfig
 
-SNAPSHOT_MARK = "complete.json"
-"""Written last into a snapshot: one without it was cut short and is not resumed from."""
 WEIGHTS = "trained.safetensors"
 
 
 def answer_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(logits [answers, V], targets [answers]) of a batch: the model's stock forward, with the vision features that
-    were computed before instead of pixels, and logits at the positions whose next token is an answer's."""
+    """(logits [answers, V] fp32, targets [answers]) of a batch: the model's stock forward, with the vision features
+    that were computed before instead of pixels, and logits at the positions whose next token is an answer's."""
     inputs: dict[str, Any] = dict(batch)
     features, labels_BT = inputs.pop("features", None), inputs.pop("labels")
     if features is not None:
+        # The connector's weights may be fp32 masters, stored bf16 or anything: its input takes their dtype.
+        features = features.to(_connector_dtype(model))
         inputs["mm_encoder_outputs"] = encoder_outputs(model, features)
     keep_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
     keep_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
     logits = model(**inputs, logits_to_keep=keep_BT, use_cache=False).logits
-    return logits.float(), labels_BT[:, 1:][keep_BT[:, :-1]]
+    targets = labels_BT[:, 1:][keep_BT[:, :-1]]
+    return logits.float().view(len(targets), -1), targets
 
 
-class StageTrainer(Trainer):  # type: ignore[misc]
+class StageTrainer(Trainer):
     """Trains what `requires_grad` says, with snapshots that hold only that.
 
-    learning_rates: peak rate of a parameter by its name. balance_loss: sum over layers of the last forward pass, with
-    its gradient, or None for a dense model; multiplied by `balance_coefficient`.
+    learning_rates: peak rate of a parameter by its name. balance_loss: sum over the `mixtures` layers of the last
+    forward pass, with its gradient, or None for a dense model; it is multiplied by `balance_coefficient`.
+    last_losses: of the last optimiser step; its "balance_loss" is the mean over layers, so that 1.0 is perfect.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         sampler: Any,
         balance_loss: Callable[[], Tensor] | None,
         balance_coefficient: float,
+        mixtures: int,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -63,10 +66,11 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         self._sampler = sampler
         self._balance_loss = balance_loss
         self._balance_coefficient = balance_coefficient
+        self._mixtures = mixtures
         self.model_accepts_loss_kwargs = True  # asks for num_items_in_batch
         self.loss_is_scaled_for_ga = True
         self.last_losses: dict[str, float] = {}
-        self.optimizer: torch.optim.Optimizer | None
+        self._losses_of = -1
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._sampler
@@ -96,17 +100,46 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         logits, targets = answer_logits(model, inputs)
         count = num_items_in_batch if num_items_in_batch is not None else max(1, targets.numel())
         loss = functional.cross_entropy(logits, targets, reduction="sum") / count
-        self.last_losses = {"loss": float(loss.detach()) * self.args.gradient_accumulation_steps}
+        self._note("loss", float(loss.detach()))
         if self._balance_loss is not None:
-            balance = self._balance_loss()
-            self.last_losses["balance_loss"] = float(balance.detach())
-            loss = loss + self._balance_coefficient * balance / self.args.gradient_accumulation_steps
+            # The last step of an epoch may have fewer batches than are accumulated elsewhere.
+            balance = self._balance_loss() / self.current_gradient_accumulation_steps
+            self._note("balance_loss", float(balance.detach()) / self._mixtures)
+            loss = loss + self._balance_coefficient * balance
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"step {self.state.global_step + 1}: the loss is {float(loss)}; lower learning_rate, or check the data "
-                "with `mote data validate`"
-            )
+            raise self._diverged("loss", float(loss))
         return (loss, logits) if return_outputs else loss
+
+    def _note(self, key: str, value: float) -> None:
+        """Adds a batch's share to the losses of the optimiser step under way."""
+        if self._losses_of != self.state.global_step:
+            self._losses_of, self.last_losses = self.state.global_step, {}
+        self.last_losses[key] = self.last_losses.get(key, 0.0) + value
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # Checked before the optimiser steps: weights that are NaN would end up in the next snapshot.
+        if not torch.isfinite(torch.as_tensor(norm)):
+            raise self._diverged("gradient's norm", float(norm))
+        return norm
+
+    def _diverged(self, what: str, value: float) -> TrainingError:
+        return TrainingError(
+            f"step {self.state.global_step + 1}: the {what} is {value}; lower learning_rate, or check the data with "
+            "`mote data validate`"
+        )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = str(error).splitlines()[0]
+            raise TrainingError(
+                f"{folder}: the snapshot cannot be written: {reason}; older ones are kept: free space there, and run "
+                "the same command with --resume"
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -117,57 +150,44 @@ class StageTrainer(Trainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         stored = load_file(Path(resume_from_checkpoint) / WEIGHTS)
         own = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        if stored.keys() != own.keys():
+        if {n: t.shape for n, t in stored.items()} != {n: p.shape for n, p in own.items()}:
             raise TrainingError(f"{resume_from_checkpoint}: snapshot of another model; delete it or use another folder")
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(stored[name])
 
 
-class Snapshots(TrainerCallback):  # type: ignore[misc]
-    """Saves every so many minutes and at Ctrl-C, and marks a snapshot when it is whole.
-
-    interrupted: set by the signal handler of `run`; the step under way is finished and saved first.
-    """
-
-    def __init__(self, minutes: float) -> None:
-        self._seconds = minutes * 60 or float("inf")
-        self._last = time.monotonic()
-        self.interrupted = False
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-        elif time.monotonic() - self._last > self._seconds:
-            control.should_save = True
-        return control
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> Any:
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for path in folder.iterdir():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        write_file(folder / SNAPSHOT_MARK, json.dumps({"step": state.global_step}))
-        for older in snapshots(folder.parent):
-            if older != folder:
-                shutil.rmtree(older)
-        self._last = time.monotonic()
-        return control
-
-
-def snapshots(work: Path) -> list[Path]:
-    """Snapshot folders under `work`, oldest first, whole or not."""
-    found = [p for p in work.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")))
+def arguments(config: TrainConfig, work: Path, device: torch.device) -> TrainingArguments:
+    """The same settings in transformers' words. Snapshots go below `work`."""
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule if config.schedule != "constant" else "constant_with_warmup",
+        warmup_steps=config.warmup,  # below 1 it is a share of all steps
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_gradient_norm,
+        bf16=computes_in_bf16(device, config.precision),
+        **({"activation_checkpointing": True} if config.gradient_checkpointing else {}),
+        # The reentrant kind would lose the gradient of the balance loss.
+        **({"activation_checkpointing_kwargs": {"use_reentrant": False}} if config.gradient_checkpointing else {}),
+        logging_strategy="no",  # Telemetry writes the rows
+        logging_steps=config.log_every,
+        save_strategy="no",  # Snapshots decides
+        report_to="none",
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        remove_unused_columns=False,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+    )
 
 
-def newest_snapshot(work: Path) -> Path | None:
-    """The newest whole snapshot under `work`; those that a kill cut short are deleted."""
-    whole = []
-    for folder in snapshots(work):
-        if (folder / SNAPSHOT_MARK).is_file():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return whole[-1] if whole else None
+def _connector_dtype(model: nn.Module) -> torch.dtype:
+    connector = anatomy(model).connector
+    return next(connector.parameters()).dtype if connector is not None else torch.float32

@@ -21,20 +21,23 @@ from mote.data.conversation import Conversation
 TEMPERATURE = 16.0
 NORM_PULL = 1e-2
 BATCH = 64
-MAX_WORD_TOKENS = 4
+MAX_WORDS = 3
 """Longer answers are sentences, whose mean embedding means nothing."""
 
 
 def answer_words(conversations: Sequence[Conversation]) -> tuple[list[str], list[tuple[int, list[int]]]]:
-    """(words, [(conversation index, its words' indices)]): short answers that name something, numbers left out."""
+    """(words, [(conversation index, its words' indices)]): what short answers name, lists taken apart, no numbers."""
     named = [
-        sorted({t.answer for t in c.turns if c.image is not None and not any(ch.isdigit() for ch in t.answer)})
+        {word for turn in c.turns for word in turn.answer.split(", ") if _names_something(word)} if c.image else set()
         for c in conversations
     ]
-    words = sorted({word for answers in named for word in answers if len(word.split()) <= MAX_WORD_TOKENS})
+    words = sorted(set().union(*named))
     index = {word: i for i, word in enumerate(words)}
-    targets = [(i, [index[w] for w in answers if w in index]) for i, answers in enumerate(named)]
-    return words, [(i, ids) for i, ids in targets if ids]
+    return words, [(i, sorted(index[word] for word in chosen)) for i, chosen in enumerate(named) if chosen]
+
+
+def _names_something(answer: str) -> bool:
+    return len(answer.split()) <= MAX_WORDS and not any(character.isdigit() for character in answer)
 
 
 def warm_start(
@@ -52,7 +55,8 @@ def warm_start(
 ) -> list[float]:
     """Train `parameters` (fp32, the connector's) as above; returns the mean loss of each epoch.
 
-    connector: features [B, P, D] -> [B, image tokens, H]. embeddings_VH: the language model's input embeddings.
+    connector: features [B, P, D] -> [B, image tokens, H]. embeddings_VH: the language model's input embeddings. Called
+    under autocast, the products run in its dtype: connector and scores take most of the time.
     progress: called with (share of the work done, last loss). Does nothing when fewer than two words are named.
     """
     words, targets = answer_words(conversations)
@@ -62,7 +66,7 @@ def warm_start(
     centre_H = word_WH.mean(0)
     direction_WH = functional.normalize(word_WH - centre_H, dim=-1)
     norm = embeddings_VH.float().norm(dim=-1).mean()
-    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(seed)
     batches = (len(targets) + BATCH - 1) // BATCH
     means = []
@@ -78,7 +82,7 @@ def warm_start(
             inputs = torch.stack(pictures).to(centre_H)
             output_BTH = connector(inputs).float()
             cosine_BTW = functional.normalize(output_BTH - centre_H, dim=-1) @ direction_WH.T
-            log_p_BW = functional.log_softmax(torch.logsumexp(TEMPERATURE * cosine_BTW, dim=1), dim=-1)
+            log_p_BW = functional.log_softmax(torch.logsumexp(TEMPERATURE * cosine_BTW.float(), dim=1), dim=-1)
             share_BW = torch.zeros_like(log_p_BW)
             for row, (_, ids) in enumerate(chosen):
                 share_BW[row, ids] = 1 / len(ids)
