@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from mote.checkpoint.contract import CodecName, MoteConfig
+from mote.checkpoint.layout import is_packable
 from mote.errors import CheckpointError, FormatError
 from mote.model.packed import packable
 
@@ -27,12 +28,16 @@ class PackConfig:
         the codecs do not hold.
         """
         if upcycled.state != "upcycled":
-            raise CheckpointError(
-                f"{where}: is {upcycled.state} already; pack the up-cycled checkpoint it came from"
-            )
+            raise CheckpointError(f"{where}: is {upcycled.state} already; pack the up-cycled checkpoint it came from")
         if not packable(upcycled.routed):
             raise FormatError(
                 f"{where}: codec {self.codec} cannot hold {upcycled.routed.quantizer} experts with "
-                f"{upcycled.routed.activation} activations; up-cycle with ternary or binary weights and int8 activations"
+                f"{upcycled.routed.activation} activations; up-cycle with ternary or binary weights and int8 "
+                "activations"
+            )
+        if is_packable(upcycled.shared) and not packable(upcycled.shared):
+            raise FormatError(
+                f"{where}: codec {self.codec} cannot hold a {upcycled.shared.quantizer} shared expert without int8 "
+                "activations; up-cycle with activation 'int8'"
             )
         return replace(upcycled, state="packed", codec=self.codec)

@@ -18,24 +18,20 @@ def pack(
 ) -> Any:
     """Packs an up-cycled transformers model in place, or an up-cycled checkpoint directory into `out`.
 
-    Returns the model, or the path of the written checkpoint. force: replace an existing `out`.
-    Raises MoteError: not up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
+    Returns the model, or the path of the written checkpoint. force: replace an existing `out`. Raises MoteError: not
+    up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
 
     Example: `mote.pack("runs/mote", "runs/packed")`.
     """
     config = PackConfig(codec=codec)
     if isinstance(model_or_dir, str | PathLike):
         if out is None:
-            raise RecipeError(
-                f"pack: {model_or_dir} is a directory; name the directory to write as well (out=...)"
-            )
+            raise RecipeError(f"pack: {model_or_dir} is a directory; name the directory to write as well (out=...)")
         from mote.compress.stream import pack_checkpoint
 
         return pack_checkpoint(Path(model_or_dir), Path(out), config, force=force).root
     if out is not None:
-        raise RecipeError(
-            "pack: a model in memory changes in place; drop `out` and call save_pretrained afterwards"
-        )
+        raise RecipeError("pack: a model in memory changes in place; drop `out` and call save_pretrained afterwards")
     from mote.compress.memory import pack_model
 
     return pack_model(model_or_dir, config)

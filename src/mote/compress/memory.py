@@ -33,9 +33,7 @@ def pack_model(model: nn.Module, config: PackConfig) -> nn.Module:
         try:
             new: dict[str, nn.Module] = {"experts": PackedExperts.pack(block.experts, contract)}
             if shared:
-                new |= {
-                    name: _pack_linear(getattr(block, name), contract.shared, config) for name in PROJECTIONS
-                }
+                new |= {name: _pack_linear(getattr(block, name), contract.shared, config) for name in PROJECTIONS}
         except FormatError as error:
             raise FormatError(f"layer {block.layer_index}: {error}") from None
         replacements.append((block, new))

@@ -13,6 +13,8 @@ the sum are fp32, rounded once to the dtype of h.
 Shapes: B rows, S columns, T = B*S tokens, H hidden.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +64,10 @@ class MoteBlock(nn.Module):
     layer_index: int
     routing: RoutingContext
     hidden_size: int
+    act_fn: Callable[[Tensor], Tensor]
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
 
     def forward(self, h: Tensor) -> Tensor:
         """Normed hidden states [B, S, H] or [T, H] to the block's output, in h's dtype."""
@@ -72,16 +78,16 @@ class MoteBlock(nn.Module):
             self.routing.record(self.layer_index, route, (rows, h_TH.shape[0] // rows))
         y_TH = self.experts(h_TH, route)
         if self.mote.shared_expert:
-            shared_TH = self.shared(h_TH).float()
+            shared_TH = self.shared(h).reshape(h_TH.shape).float()  # h's own shape: the dense bits
             if self.mote.combine == "convex":
                 shared_TH = (1 - route.gate_Tk.sum(-1, keepdim=True)) * shared_TH
             y_TH = shared_TH + y_TH
         return y_TH.to(h.dtype).view(h.shape)
 
-    def shared(self, h_TH: Tensor) -> Tensor:
-        """The always-on expert, exactly the dense network's arithmetic."""
-        y_TH: Tensor = self.down_proj(self.act_fn(self.gate_proj(h_TH)) * self.up_proj(h_TH))
-        return y_TH
+    def shared(self, h: Tensor) -> Tensor:
+        """The always-on expert, exactly the dense network's arithmetic: [..., H] to [..., H]."""
+        y: Tensor = self.down_proj(self.act_fn(self.gate_proj(h)) * self.up_proj(h))
+        return y
 
 
 _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {}
@@ -96,9 +102,7 @@ def install(model: nn.Module, config: MoteConfig) -> RoutingContext:
     """
     parts = anatomy(model)
     if any(isinstance(ffn, MoteBlock) for ffn in parts.ffns):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has MoTE blocks already; start from the dense model"
-        )
+        raise UnsupportedModelError(f"{type(model).__name__} has MoTE blocks already; start from the dense model")
     if config.layers and config.layers[-1] >= len(parts.ffns):
         raise UnsupportedModelError(
             f"quantization_config names layer {config.layers[-1]}; {type(model).__name__} has {len(parts.ffns)} layers"
@@ -132,12 +136,14 @@ def context_of(model: nn.Module) -> RoutingContext:
 def freeze(model: nn.Module) -> None:
     """Leaves gradients to what stage III trains: routers, routed experts and, with `train_shared`, shared experts.
 
-    Loading creates parameters anew, so this runs again after it. A packed model has no float experts: nothing changes.
+    Loading creates parameters anew, so this runs again after it. A packed model is frozen whole: adapters train on it.
     """
     found = blocks(model)
-    if not found or found[0].mote.state == "packed":
+    if not found:
         return
     model.requires_grad_(False)
+    if found[0].mote.state == "packed":
+        return
     for block in found:
         block.requires_grad_(block.mote.train_shared)
         block.router.requires_grad_(True)

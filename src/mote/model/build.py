@@ -21,14 +21,12 @@ def from_config(config: Any, *, seed: int = 0) -> nn.Module:
     """Builds the model that a MoTE `config` describes, with random weights (packed experts are all zero).
 
     config: a transformers config with a `quantization_config`, as `AutoConfig.from_pretrained` gives for a MoTE
-    checkpoint. seed: of routers and experts; the dense part draws from torch's global generator, as transformers does.
-    Raises CheckpointError for a config without MoTE settings.
+        checkpoint. seed: of routers and experts; the dense part draws from torch's global generator, as transformers
+        does. Raises CheckpointError for a config without MoTE settings.
     """
     settings = getattr(config, "quantization_config", None)
     if settings is None:
-        raise CheckpointError(
-            "from_config: the config has no quantization_config; use an Auto class for a dense model"
-        )
+        raise CheckpointError("from_config: the config has no quantization_config; use an Auto class for a dense model")
     contract = MoteConfig.from_dict(settings if isinstance(settings, dict) else settings.to_dict())
     dense = copy.deepcopy(config)
     unguard(dense)
@@ -53,9 +51,7 @@ def _model_class(config: Any) -> Any:
     for auto in (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM):
         if type(config) in auto._model_mapping:
             return auto._model_mapping[type(config)]
-    raise CheckpointError(
-        f"from_config: no model class for {type(config).__name__}; looked for a causal or vision one"
-    )
+    raise CheckpointError(f"from_config: no model class for {type(config).__name__}; looked for a causal or vision one")
 
 
 @torch.no_grad()

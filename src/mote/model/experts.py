@@ -3,8 +3,8 @@
     R(h) = sum_k gate_k * W_down[e_k]( silu(W_gate[e_k] h) * (W_up[e_k] h) )
 
 Dropless: tokens are sorted by expert (stable), each expert multiplies its own segment, and the results go back to the
-tokens' order, added in order of rank: no capacity, no atomic addition, the same bits every time. Everything between
-the matrices and the sum is fp32; the block rounds once at the end.
+tokens' order, added in order of rank: no capacity, no atomic addition, the same bits every time. Everything between the
+matrices and the sum is fp32; the block rounds once at the end.
 
 `FloatExperts` holds trainable fp32 master weights, quantised on the fly with straight-through gradients;
 `PackedExperts` holds the packed integers and scales. With gradients off both compute the same numbers: the same
@@ -15,6 +15,7 @@ Shapes: T tokens, H hidden, F ffn width, N experts, k chosen, R = T*k routed slo
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class RoutedExperts(KeepFloat32, nn.Module):
         y_RH = self._through(x_RH, offsets) * route.gate_Tk.reshape(-1)[order_R, None]
         back_R = torch.empty_like(order_R)
         back_R[order_R] = torch.arange(order_R.numel(), device=order_R.device)
-        y_TkH = y_RH.index_select(0, back_R).view(tokens, k, -1)
+        y_TkH = y_RH.index_select(0, back_R).view(tokens, k, h_TH.shape[1])
         total_TH = y_TkH[:, 0]
         for rank in range(1, k):
             total_TH = total_TH + y_TkH[:, rank]
@@ -68,6 +69,10 @@ class FloatExperts(RoutedExperts):
 
     gain: fp32 [N], starting at 0, with combine "gated"; None otherwise.
     """
+
+    gate_proj: nn.Parameter
+    up_proj: nn.Parameter
+    down_proj: nn.Parameter
 
     def __init__(self, config: MoteConfig, hidden_size: int, ffn_size: int) -> None:
         super().__init__(config.num_experts)
@@ -86,9 +91,7 @@ class FloatExperts(RoutedExperts):
         if self.gain is None:
             return self._project("down_proj", a_RF, offsets)
         if torch.is_grad_enabled() or self.format.quantizer == "none":
-            sizes = torch.tensor(
-                [b - a for a, b in zip(offsets, offsets[1:], strict=False)], device=x_RH.device
-            )
+            sizes = torch.tensor([b - a for a, b in pairwise(offsets)], device=x_RH.device)
             gain_R = self.gain.repeat_interleave(sizes, output_size=x_RH.shape[0])
             return self._project("down_proj", a_RF, offsets) * gain_R[:, None]
         return self._down_with_gain(a_RF, offsets)
@@ -134,21 +137,24 @@ class PackedExperts(RoutedExperts):
             self.register_buffer(f"{name}_scale", torch.zeros(self.num_experts, *scale, dtype=torch.float32))
 
     def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
-        def one(expert: int, x_SH: Tensor) -> Tensor:
-            g_SF = self._project("gate_proj", expert, x_SH)
-            u_SF = self._project("up_proj", expert, x_SH)
-            return self._project("down_proj", expert, nn.functional.silu(g_SF) * u_SF)
+        g_RF = self._project("gate_proj", x_RH, offsets)
+        u_RF = self._project("up_proj", x_RH, offsets)
+        # One call over all rows, as in `FloatExperts`: exp in a vector's lane and in its tail differ by a last bit.
+        return self._project("down_proj", nn.functional.silu(g_RF) * u_RF, offsets)
 
-        return _by_segment(x_RH, offsets, x_RH.shape[1], one)
+    def _project(self, name: str, x_RK: Tensor, offsets: list[int]) -> Tensor:
+        packed, scale, layout = getattr(self, f"{name}_packed"), getattr(self, f"{name}_scale"), self.layouts[name]
 
-    def _project(self, name: str, expert: int, x_SK: Tensor) -> Tensor:
-        packed, scale = getattr(self, f"{name}_packed")[expert], getattr(self, f"{name}_scale")[expert]
-        return packed_linear(x_SK, packed, scale, self.layouts[name], self.backend)
+        def one(expert: int, x_SK: Tensor) -> Tensor:
+            return packed_linear(x_SK, packed[expert], scale[expert], layout, self.backend)
+
+        return _by_segment(x_RK, offsets, layout.rows, one)
 
     @classmethod
     @torch.no_grad()
     def pack(cls, experts: FloatExperts, config: MoteConfig) -> "PackedExperts":
-        """Packs float experts; `config` is the packed model's. Raises FormatError for NaN, Inf or an unpackable grid."""
+        """Packs float experts; `config` is the packed model's. Raises FormatError for NaN, Inf or an unpackable
+        grid."""
         ffn_size, hidden_size = experts.gate_proj.shape[1:]
         with torch.device(experts.gate_proj.device):
             packed = cls(config, hidden_size, ffn_size)
@@ -161,7 +167,7 @@ class PackedExperts(RoutedExperts):
 
 def _by_segment(x_RK: Tensor, offsets: list[int], width: int, one: Callable[[int, Tensor], Tensor]) -> Tensor:
     """Concatenates `one(expert, its rows)` over the experts that have rows."""
-    bounds = enumerate(zip(offsets, offsets[1:], strict=False))
+    bounds = enumerate(pairwise(offsets))
     parts = [one(e, x_RK[start:stop]) for e, (start, stop) in bounds if stop > start]
     if len(parts) == 1:
         return parts[0]

@@ -37,8 +37,8 @@ _DISK_FFN = re.compile(
 class Anatomy:
     """The parts of one model; absent parts (a text-only model's eyes) are None.
 
-    decoder: the module that runs the layers; ffns: the SwiGLU network of every layer, in order.
-    hidden_size H and ffn_size F are counts of features; text_config is the language model's own config.
+    decoder: the module that runs the layers; ffns: the SwiGLU network of every layer, in order. hidden_size H and
+    ffn_size F are counts of features; text_config is the language model's own config.
     """
 
     decoder: "nn.Module"
@@ -69,13 +69,12 @@ def anatomy(model: "nn.Module") -> Anatomy:
     activation = getattr(text_config, "hidden_act", "silu")
     if activation not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: activation {activation!r} in the feed-forward network; looked for SwiGLU with "
+            f"{type(model).__name__}: activation {activation!r} in the feed-forward network; looked for "
+            "SwiGLU with "
             f"{' or '.join(ACTIVATIONS)}"
         )
     config = getattr(model, "config", None)
-    image_token = next(
-        (getattr(config, n) for n in IMAGE_TOKENS if getattr(config, n, None) is not None), None
-    )
+    image_token = next((getattr(config, n) for n in IMAGE_TOKENS if getattr(config, n, None) is not None), None)
     return Anatomy(
         decoder=decoder,
         ffns=ffns,
@@ -119,9 +118,7 @@ def disk_anatomy(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     text = config.get("text_config") or config
     activation = text.get("hidden_act", "silu")
     if activation not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"{where}: activation {activation!r}; looked for {' or '.join(ACTIVATIONS)}"
-        )
+        raise UnsupportedModelError(f"{where}: activation {activation!r}; looked for {' or '.join(ACTIVATIONS)}")
     found: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
     for name, shape in shapes.items():
         if match := _DISK_FFN.fullmatch(name):
@@ -129,7 +126,8 @@ def disk_anatomy(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             layers.setdefault(int(match["layer"]), {})[match["projection"]] = tuple(shape)
     if len(found) != 1:
         raise UnsupportedModelError(
-            f"{where}: found {len(found)} stacks of SwiGLU layers ({', '.join(found) or 'none'}); looked for one set of "
+            f"{where}: found {len(found)} stacks of SwiGLU layers ({', '.join(found) or 'none'}); looked for "
+            "one set of "
             f"tensors named {_DISK_FFN.pattern}"
         )
     stack, layers = next(iter(found.items()))
@@ -141,9 +139,7 @@ def disk_anatomy(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             f"{where}: {stack}.{odd[0]}.mlp holds {layers.get(odd[0])}; looked for {expected} in every layer"
         )
     if any(f"{stack}.{i}.mlp.{p}.bias" in shapes for i in layers for p in PROJECTIONS):
-        raise UnsupportedModelError(
-            f"{where}: feed-forward network with biases; looked for bias-free matrices"
-        )
+        raise UnsupportedModelError(f"{where}: feed-forward network with biases; looked for bias-free matrices")
     return DiskAnatomy(stack=stack, num_layers=len(layers), hidden_size=hidden, ffn_size=ffn)
 
 
@@ -151,7 +147,8 @@ def placement(rule: str, num_layers: int, explicit: Iterable[int] = ()) -> tuple
     """Indices of the layers that get a mixture, ascending.
 
     rule: "dense" every layer, "sparse" every second from layer 0, "first_half", "second_half" (the four of MoE-LLaVA),
-    or "explicit", which takes `explicit`. Raises UnsupportedModelError on an unknown rule or a layer that is not there.
+        or "explicit", which takes `explicit`. Raises UnsupportedModelError on an unknown rule or a layer that is not
+        there.
     """
     rules = {
         "dense": range(num_layers),
@@ -192,7 +189,8 @@ def _find_decoder(model: "nn.Module") -> "nn.Module":
             return module
         tried.append(f"{path or 'the model'}.layers ({problem})")
     raise UnsupportedModelError(
-        f"{type(model).__name__}: no decoder layers with a SwiGLU network .mlp.{{gate,up,down}}_proj; looked at "
+        f"{type(model).__name__}: no decoder layers with a SwiGLU network .mlp.{{gate,up,down}}_proj; looked "
+        "at "
         f"{', '.join(tried)}"
     )
 

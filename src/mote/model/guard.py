@@ -36,8 +36,8 @@ def guarded_class(base_type: str) -> type[Any]:
         plain = base.to_dict(self)
         return {**plain, "model_type": MODEL_TYPE, BASE_KEY: base_type}
 
-    # Named like the base: the registries compare class names. `model_type` of the class stays the base's, so that code
-    # which branches on it still takes the base's way.
+    # Named like the base: the registries compare class names. `model_type` of the class stays the base's, so
+    # that code which branches on it still takes the base's way.
     guarded = type(base.__name__, (base,), {"to_dict": to_dict, "__module__": __name__, "mote_base": base})
     _register(guarded, base)
     return guarded
@@ -61,7 +61,7 @@ def register() -> None:
     from transformers.configuration_utils import PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    class MoteLmmConfig(PretrainedConfig):  # type: ignore[misc]
+    class MoteLmmConfig(PretrainedConfig):
         """Never instantiated: hands a config.json to the class that its base type asks for."""
 
         model_type = MODEL_TYPE
@@ -71,9 +71,7 @@ def register() -> None:
             plain = dict(config_dict)
             base_type = plain.pop(BASE_KEY, None)
             if base_type is None:
-                raise CheckpointError(
-                    f"config.json: model_type {MODEL_TYPE!r} without {BASE_KEY}; the file is damaged"
-                )
+                raise CheckpointError(f"config.json: model_type {MODEL_TYPE!r} without {BASE_KEY}; the file is damaged")
             plain["model_type"] = base_type
             return guarded_class(base_type).from_dict(plain, **kwargs)
 

@@ -1,8 +1,8 @@
 """One packed matrix, as a layout, as a function and as a module.
 
-Forward: the activations go to int8 per token, the integers are multiplied exactly, and the result is scaled in fp32,
-by the native kernel on a CPU and by the plain-torch reference elsewhere. Asking for "reference" by name works
-everywhere; a native library that is missing is an error, never a slow success.
+Forward: the activations go to int8 per token, the integers are multiplied exactly, and the result is scaled in fp32, by
+the native kernel on a CPU and by the plain-torch reference elsewhere. Asking for "reference" by name works everywhere;
+a native library that is missing is an error, never a slow success.
 
 Backward passes the gradient straight through the activations' rounding, dx = (dy * scale) q, so that adapters (LoRA)
 can be trained on a packed model; the packed matrix itself does not train.
@@ -10,14 +10,18 @@ can be trained on a packed model; the packed matrix itself does not train.
 Shapes: T tokens, N rows (outputs), K columns (inputs).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mote import kernels
 from mote.checkpoint.contract import CodecName
+from mote.checkpoint.layout import is_packable
 from mote.errors import FormatError
+from mote.kernels import reference
 from mote.model.precision import KeepFloat32
 from mote.ternary.activations import quantize_activation
 from mote.ternary.codecs import CODECS
@@ -42,7 +46,8 @@ class PackedMatrix:
     def __post_init__(self) -> None:
         if not packable(self.format):
             raise FormatError(
-                f"codec {self.codec}: cannot hold {self.format.quantizer} weights with {self.format.activation} "
+                f"codec {self.codec}: cannot hold {self.format.quantizer} weights with "
+                f"{self.format.activation} "
                 "activations; pack ternary or binary weights with int8 activations"
             )
 
@@ -57,14 +62,14 @@ class PackedMatrix:
 
 def packable(fmt: WeightFormat) -> bool:
     """Whether the packed formats hold this grid: values -1, 0, 1 against int8 activations."""
-    return fmt.max_level == 1 and fmt.activation == "int8"
+    return is_packable(fmt) and fmt.activation == "int8"
 
 
 def packed_linear(
     x_TK: Tensor, packed: Tensor, scale: Tensor, layout: PackedMatrix, backend: Backend = "native"
 ) -> Tensor:
     """fp32 [T, N] of fp32 [T, K] times one packed matrix, with a gradient for x_TK where one is wanted."""
-    y_TN: Tensor = _PackedLinear.apply(x_TK, packed, scale, layout, backend)
+    y_TN: Tensor = _PackedLinear.apply(x_TK, packed, scale, layout, backend)  # type: ignore[no-untyped-call]
     return y_TN
 
 
@@ -76,14 +81,10 @@ class _PackedLinear(torch.autograd.Function):
         ctx.save_for_backward(packed, scale)
         ctx.layout = layout
         x_q, s = quantize_activation(x_TK.float())
-        if backend == "native" and x_TK.device.type == "cpu":
-            from mote.kernels import ternary_linear
-        else:
-            from mote.kernels.reference import ternary_linear
+        native = backend == "native" and x_TK.device.type == "cpu"
+        linear: Callable[..., Tensor] = kernels.ternary_linear if native else reference.ternary_linear
         fmt = layout.format
-        return ternary_linear(
-            packed, scale, layout.codec, layout.rows, layout.cols, fmt.group, fmt.granularity, x_q, s
-        )
+        return linear(packed, scale, layout.codec, layout.rows, layout.cols, fmt.group, fmt.granularity, x_q, s)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -97,6 +98,9 @@ class PackedLinear(KeepFloat32, nn.Module):
 
     Takes any float dtype [..., K], returns fp32 [..., N].
     """
+
+    packed: Tensor
+    scale: Tensor
 
     def __init__(self, layout: PackedMatrix, scale_shape: tuple[int, ...]) -> None:
         super().__init__()

@@ -31,8 +31,8 @@ def autocast(device: torch.device, precision: Precision = "auto") -> AbstractCon
 class KeepFloat32:
     """Mix-in before `nn.Module`: `.to(bfloat16)`, `.half()` and the like move this module's own tensors, not cast them.
 
-    Router weights decide a discrete choice, master weights of routed experts must move at a learning rate of 2e-5
-    (a bf16 weight does not), and scales are fp32 in the format.
+    Router weights decide a discrete choice, master weights of routed experts must move at a learning rate of 2e-5 (a
+    bf16 weight does not), and scales are fp32 in the format.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

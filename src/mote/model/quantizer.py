@@ -19,8 +19,8 @@ from mote.model.block import freeze, install
 from mote.model.guard import guard
 
 
-@register_quantization_config(QUANT_METHOD)  # type: ignore[untyped-decorator]
-class MoteQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
+@register_quantization_config(QUANT_METHOD)
+class MoteQuantizationConfig(QuantizationConfigMixin):
     """transformers' view of a `MoteConfig`: the same keys, as `config.quantization_config`."""
 
     def __init__(self, **plain: Any) -> None:
@@ -36,8 +36,8 @@ class MoteQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self.to_dict()
 
 
-@register_quantizer(QUANT_METHOD)  # type: ignore[untyped-decorator]
-class MoteQuantizer(HfQuantizer):  # type: ignore[misc]
+@register_quantizer(QUANT_METHOD)
+class MoteQuantizer(HfQuantizer):
     """Builds blocks on the skeleton, then restores what loading loses."""
 
     requires_calibration = False
@@ -82,7 +82,7 @@ def finish(model: nn.Module, contract: MoteConfig) -> None:
     guard(config)
     packed = contract.state == "packed"
     if packed:
-        model.hf_quantizer = MoteQuantizer(config.quantization_config)  # type: ignore[assignment]
+        model.hf_quantizer = MoteQuantizer(config.quantization_config)
         model.quantization_method = QUANT_METHOD  # type: ignore[assignment]
     else:
         for name in ("hf_quantizer", "quantization_method"):

@@ -20,7 +20,8 @@ ROUTER_STD = 0.02
 
 
 class Route(NamedTuple):
-    """The router's decision: p_TN probabilities, expert_Tk chosen indices, gate_Tk their weights (fp32, int64, fp32)."""
+    """The router's decision: p_TN probabilities, expert_Tk chosen indices, gate_Tk their weights (fp32, int64,
+    fp32)."""
 
     p_TN: Tensor
     expert_Tk: Tensor

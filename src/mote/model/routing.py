@@ -2,11 +2,11 @@
 
 Balance loss of a layer (Switch Transformer, equation 4), over the tokens that are not padding:
 
-    L = N * sum_i f_i P_i      f_i = share of the routed slots that went to expert i, P_i = mean probability of i
+    L = N * sum_i f_i P_i      f_i: share of the routed slots that went to expert i, P_i: its mean probability
 
 which is 1.0 for a perfect balance. One `RoutingContext` is shared by all blocks of a model. A pre-hook on the decoder
-opens a pass and takes the attention mask; one on the whole model finds the image tokens; `routing_context` sets both
-by hand for a caller who enters elsewhere. Recording costs a few small operations per layer and happens in training
+opens a pass and takes the attention mask; one on the whole model finds the image tokens; `RoutingContext.masks` sets
+both by hand for a caller who enters elsewhere. Recording costs a few small operations per layer and happens in training
 mode or while someone collects; otherwise a block records nothing.
 
 Gradient checkpointing runs a block twice per pass: the first record stands, so nothing counts double. The reentrant
@@ -81,12 +81,11 @@ class RoutingContext:
     def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the whole model: finds the image tokens among the input ids."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        known = self.image_token_id is not None and isinstance(ids, Tensor)
-        self._image_mask_BS = (ids == self.image_token_id) if known else None
+        self._image_mask_BS = None
+        if self.image_token_id is not None and isinstance(ids, Tensor):
+            self._image_mask_BS = torch.eq(ids, self.image_token_id)
 
-    def leave_model(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
+    def leave_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Hook of the whole model: adds the balance loss to `output.loss` in training."""
         if not module.training or not self._records or not torch.is_grad_enabled():
             return output
@@ -170,8 +169,8 @@ class RoutingContext:
     def _weight(kwargs: dict[str, Any]) -> Tensor | float:
         """This micro-batch's share of the tokens that the caller averages over (Trainer's `num_items_in_batch`).
 
-        The language-model loss is then a sum over all micro-batches divided by that number; a balance loss added
-        whole to each of them would count once per accumulation step.
+        The language-model loss is then a sum over all micro-batches divided by that number; a balance loss added whole
+        to each of them would count once per accumulation step.
         """
         total, labels = kwargs.get("num_items_in_batch"), kwargs.get("labels")
         if total is None or labels is None:
@@ -185,9 +184,7 @@ class RoutingContext:
             return None
         rows, columns = shape_BS
         if mask_BS.ndim != 2 or mask_BS.shape[0] != rows or mask_BS.shape[1] < columns:
-            raise TrainingError(
-                f"routing: {what} of shape {tuple(mask_BS.shape)} does not fit tokens {shape_BS}"
-            )
+            raise TrainingError(f"routing: {what} of shape {tuple(mask_BS.shape)} does not fit tokens {shape_BS}")
         return mask_BS[:, mask_BS.shape[1] - columns :].reshape(-1).bool()
 
 

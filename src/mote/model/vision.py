@@ -38,9 +38,7 @@ def connect(model: nn.Module, features: Tensor) -> Tensor:
     """features [B, P, D] through the connector to embeddings of the image tokens, [B, I, H]."""
     connector = anatomy(model).connector
     if connector is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no connector; looked for .multi_modal_projector"
-        )
+        raise UnsupportedModelError(f"{type(model).__name__} has no connector; looked for .multi_modal_projector")
     out = connector(features)
     return out.reshape(features.shape[0], -1, out.shape[-1])
 

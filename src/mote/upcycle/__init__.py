@@ -1,7 +1,7 @@
 """Up-cycling: a dense model's feed-forward networks become mixtures.
 
-The package can be called, `mote.upcycle(model)`: Python binds a package's name in its parent on import, so the
-function of that name would vanish behind it.
+The package can be called, `mote.upcycle(model)`: Python binds a package's name in its parent on import, so the function
+of that name would vanish behind it.
 """
 
 import sys

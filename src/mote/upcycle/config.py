@@ -17,12 +17,12 @@ class UpcycleConfig:
 
     placement: which layers get a mixture: "dense" all, "sparse" every second, "first_half", "second_half", or the
         indices in `layers` ("explicit").
-    num_experts, top_k, normalize_gates, shared_expert, train_shared, combine, routed, shared, balance_coefficient:
-        as in `MoteConfig`.
+    num_experts, top_k, normalize_gates, shared_expert, train_shared, combine, routed, shared, balance_coefficient: as
+        in `MoteConfig`.
     initialise: routed experts are copies of the layer's network ("ffn"), normal with standard deviation 0.02
         ("random"), or copies whose down projection is zero ("zero": three zero matrices would have zero gradient).
-    initialise_from: directory of another dense checkpoint of the same shape whose networks are copied instead;
-        empty for the model's own.
+    initialise_from: directory of another dense checkpoint of the same shape whose networks are copied instead; empty
+        for the model's own.
     seed: of the routers and of "random".
     """
 
@@ -44,13 +44,12 @@ class UpcycleConfig:
     def __post_init__(self) -> None:
         if (self.placement == "explicit") != bool(self.layers):
             raise RecipeError(
-                f"upcycle: layers={list(self.layers)} with placement={self.placement!r}; layer indices go with "
+                f"upcycle: layers={list(self.layers)} with placement={self.placement!r}; layer indices go "
+                "with "
                 "placement 'explicit' and with nothing else"
             )
         if self.initialise not in ("ffn", "random", "zero"):
-            raise RecipeError(
-                f"upcycle: initialise={self.initialise!r} is unknown; use 'ffn', 'random' or 'zero'"
-            )
+            raise RecipeError(f"upcycle: initialise={self.initialise!r} is unknown; use 'ffn', 'random' or 'zero'")
         if self.initialise == "random" and self.initialise_from:
             raise RecipeError("upcycle: initialise='random' copies nothing; leave initialise_from empty")
         self.contract((0,), 1, 1)

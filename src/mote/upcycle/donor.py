@@ -31,7 +31,8 @@ class Donor:
         mine = self.anatomy
         if (mine.hidden_size, mine.ffn_size) != (hidden_size, ffn_size) or mine.num_layers <= layers[-1]:
             raise UnsupportedModelError(
-                f"{self.checkpoint.root}: networks of {mine.hidden_size} x {mine.ffn_size} in {mine.num_layers} layers "
+                f"{self.checkpoint.root}: networks of {mine.hidden_size} x {mine.ffn_size} in "
+                f"{mine.num_layers} layers "
                 f"cannot start experts of {hidden_size} x {ffn_size}; choose a checkpoint of the same shape"
             )
 

@@ -24,9 +24,7 @@ def upcycle_model(model: nn.Module, config: UpcycleConfig) -> nn.Module:
     """
     parts = anatomy(model)
     if any(isinstance(ffn, MoteBlock) for ffn in parts.ffns):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is up-cycled already; start from the dense model"
-        )
+        raise UnsupportedModelError(f"{type(model).__name__} is up-cycled already; start from the dense model")
     layers = placement(config.placement, len(parts.ffns), config.layers)
     donors = _donors(config, parts, layers)
     warn_if_small(sum(p.numel() for p in parts.decoder.parameters()))

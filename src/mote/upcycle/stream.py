@@ -87,9 +87,7 @@ def _plan(
     return plan
 
 
-def _mixture(
-    dense: Donor, donor: Donor, config: UpcycleConfig, layer: int
-) -> list[tuple[PlannedTensor, Maker]]:
+def _mixture(dense: Donor, donor: Donor, config: UpcycleConfig, layer: int) -> list[tuple[PlannedTensor, Maker]]:
     """Router, experts and gain of one layer."""
     anatomy, ffn, experts = dense.anatomy, dense.anatomy.ffn(layer), config.num_experts
     made: list[tuple[PlannedTensor, Maker]] = [

@@ -14,7 +14,8 @@ def warn_if_small(parameters: int) -> None:
     if parameters < SMALL_MODEL and not _given:
         _given = True
         warnings.warn(
-            f"up-cycling a language model of {parameters / 1e6:.1f} M parameters: the paper found ternary experts to "
+            f"up-cycling a language model of {parameters / 1e6:.1f} M parameters: the paper found ternary "
+            "experts to "
             "underfit below 1 B; compare with the dense model before relying on it",
             stacklevel=3,
         )

@@ -1,0 +1,1 @@
+"""Answering: a checkpoint is opened and asked about pictures, `mote.load(...)`."""
