@@ -37,6 +37,47 @@ def inputs() -> Callable[[str], dict[str, Any]]:
     return _inputs
 
 
+@pytest.fixture
+def processor() -> Any:
+    """A processor for the tiny models with eyes: 99 words, the picture's token 98, 28 x 28 pixels, 4 image tokens."""
+    import transformers as tf
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+
+    special = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>", "<unk>"]
+    words = [*special, "user", "assistant", "What", "is", "this"]
+    words += [f"word{i}" for i in range(IMAGE - len(words))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, "<image>"])}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>", "<image>"],
+    )
+    turn = "{{ '<|im_start|>' + message['role'] + ' ' }}"
+    parts = (
+        "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    )
+    template = (
+        "{% for message in messages %}" + turn + "{% if message['content'] is string %}{{ message['content'] }}"
+        "{% else %}" + parts + "{% endif %}{{ '<|im_end|> ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+    )
+    tokenizer.chat_template = template
+    side = {"height": 28, "width": 28}
+    return tf.LlavaProcessor(
+        image_processor=BitImageProcessorPil(do_resize=True, size=side, do_center_crop=False, crop_size=side),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=template,
+    )
+
+
 def _tiny(family: str, seed: int = 0, **text: Any) -> Any:
     import torch
     import transformers as tf

@@ -35,11 +35,12 @@ def vision_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def connect(model: nn.Module, features: Tensor) -> Tensor:
-    """features [B, P, D] through the connector to embeddings of the image tokens, [B, I, H]."""
+    """features [B, P, D] of any float dtype, on any device, through the connector to image tokens [B, I, H]."""
     connector = anatomy(model).connector
     if connector is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no connector; looked for .multi_modal_projector")
-    out = connector(features)
+    weight = next(connector.parameters())
+    out = connector(features.to(weight.device, weight.dtype))
     return out.reshape(features.shape[0], -1, out.shape[-1])
 
 

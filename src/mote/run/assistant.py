@@ -14,11 +14,12 @@ import torch
 
 from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import Conversation, Turn
-from mote.data.images import open_image
 from mote.data.render import Renderer, renderer
 from mote.errors import CheckpointError, UnsupportedModelError
 from mote.model.families import anatomy
-from mote.model.vision import connect, encoder_outputs, vision_features
+from mote.model.features import PictureFeatures
+from mote.model.precision import autocast
+from mote.model.vision import connect, encoder_outputs
 
 MAX_NEW_TOKENS = 128
 
@@ -36,7 +37,7 @@ class Assistant:
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._image_token_id = anatomy(model).image_token_id
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def ask(
         self,
         image: str | PathLike[str] | None,
@@ -50,36 +51,32 @@ class Assistant:
         stream: is called with each piece of text as it appears. Raises DataError for a picture that cannot be read,
         UnsupportedModelError for a picture shown to a model without eyes.
         """
-        inputs: dict[str, Any] = {}
-        features, tokens = self._see(image) if image is not None else (None, 0)
+        rows = (Turn(question=question, answer="-"),)  # the prompt ends where this answer would begin
+        conversation = Conversation(id="ask", image=None if image is None else Path(image), turns=rows)
+        features = None if image is None else self._see(Path(image))
+        tokens = 0 if features is None else connect(self.model, features).shape[1]
         rendering = self._renderer(tokens)
-        turns = (Turn(question=question, answer="-"),)
-        conversation = Conversation(id="ask", image=Path(image) if image is not None else None, turns=turns)
         ids = torch.tensor([rendering.prompt(conversation).ids], device=self.model.device)
-        if features is not None:
-            inputs["mm_encoder_outputs"] = encoder_outputs(self.model, features)
-        output = self.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self._stops(rendering, conversation),
-            pad_token_id=self._tokenizer.pad_token_id,
-            streamer=None if stream is None else _streamer(self._tokenizer, stream),
-            **inputs,
-        )
+        with autocast(self.model.device):
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self._stops(rendering, conversation),
+                pad_token_id=self._tokenizer.pad_token_id,
+                streamer=None if stream is None else _streamer(self._tokenizer, stream),
+                **({} if features is None else {"mm_encoder_outputs": encoder_outputs(self.model, features)}),
+            )
         answer: str = self._tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
         return answer.strip()
 
-    def _see(self, image: str | PathLike[str]) -> tuple[torch.Tensor, int]:
-        """The connector's input for one picture [1, P, D], and how many image tokens it becomes."""
-        picture = open_image(Path(image))
-        images = getattr(self.processor, "image_processor", None)
-        if images is None:
-            raise UnsupportedModelError("this checkpoint has no image processor; ask it without a picture")
-        pixels = images(picture, return_tensors="pt")["pixel_values"].to(self.model.device)
-        features = vision_features(self.model, pixels)
-        return features, connect(self.model, features).shape[1]
+    def _see(self, image: Path) -> torch.Tensor:
+        """The connector's input for one picture, [1, P, D], in the connector's dtype."""
+        if self._image_token_id is None or not hasattr(self.processor, "image_processor"):
+            raise UnsupportedModelError("this checkpoint has no vision tower; ask it without a picture")
+        features = PictureFeatures(self.model, self.processor, None)([image])
+        return features.to(self.model.device, self.model.get_input_embeddings().weight.dtype)
 
     def _renderer(self, num_image_tokens: int) -> Renderer:
         if self._image_token_id is None:
@@ -92,9 +89,12 @@ class Assistant:
         rendered = rendering.render(conversation)
         answer = [token for token, learnt in zip(rendered.ids, rendered.loss_mask, strict=True) if learnt]
         configured = self.model.generation_config.eos_token_id
-        if configured is None:
-            configured = []
-        return sorted({answer[-1], *(configured if isinstance(configured, list) else [configured])})
+        return sorted(
+            {
+                answer[-1],
+                *(configured if isinstance(configured, list) else [answer[-1] if configured is None else configured]),
+            }
+        )
 
 
 def load(directory: str | PathLike[str], *, device: str = "cpu") -> Assistant:
