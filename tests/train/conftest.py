@@ -11,7 +11,8 @@ import pytest
 from mote.assemble.language import CHAT_TEMPLATE
 from mote.train.config import TrainConfig
 
-WORDS = ["what", "is", "this", "on", "the", "left", "how", "many", "red", "blue", "green", "cat", "dog", "one", "two", "three", "user", "assistant"]
+WORDS = ("what", "is", "this", "on", "the", "left", "how", "many", "red", "blue", "green", "cat", "dog", "one", "two")
+WORDS += ("three", "user", "assistant")
 SPECIAL = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>"]
 COLORS = ("red", "blue", "green")
 

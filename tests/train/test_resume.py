@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_line_and_leaves_everything_as_it_was(
     for minutes in (1e-9, 0.0):  # the first write that fails is a snapshot's, then the result's
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
         try:
-            with pytest.raises(MoteError, match="cannot be written: .*free space") as caught:
+            with pytest.raises(MoteError, match=r"cannot be written: .*free space") as caught:
                 train(
                     upcycled, out, settings(save_minutes=minutes, seed=1), stage="experts", data=data,
                     features=features, force=True,

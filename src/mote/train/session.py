@@ -79,7 +79,7 @@ class Session:
                 task = bar.add_task("", total=None, note="")
                 source.fill(pictures, lambda done, total: bar.update(task, completed=done, total=total))
             with torch.no_grad(), autocast(device, config.precision):
-                image_tokens = connect(model, source(pictures[:1]).to(device, torch.float32)).shape[1]
+                image_tokens = connect(model, source(pictures[:1])).shape[1]
 
         def dataset(items: Sequence[Conversation]) -> ConversationDataset:
             return ConversationDataset(
@@ -117,10 +117,16 @@ class Session:
         connector = anatomy(self.model).connector
         if connector is None:
             return
-        with progress_bar("Warm start") as bar, autocast(self.device, self.config.precision):
+
+        def seen(features: Tensor) -> Tensor:
+            # One context a step: inside of it autocast keeps the bf16 copies of the weights that it made first.
+            with autocast(self.device, self.config.precision):
+                return connect(self.model, features)
+
+        with progress_bar("Warm start") as bar:
             task = bar.add_task("", total=100, note="")
             warm_start(
-                lambda features: connect(self.model, features),
+                seen,
                 list(connector.parameters()),
                 self.model.get_input_embeddings().weight.detach(),
                 lambda word: self.tokenizer.encode(word, add_special_tokens=False),

@@ -1,9 +1,9 @@
 """What a training run records, and the failure signatures it watches for.
 
 A row of `losses.jsonl` (and the same values for TensorBoard): loss, balance loss per layer (1.0 is perfect; both means
-over the steps since the last row), learning rate, seconds; for a mixture also the largest load of an expert and the smallest, router entropy, mean gate, the share
-of ternary weights that are zero, and the share that changed its value since the last row, measured on every
-`ROW_STRIDE`-th row of every matrix.
+over the steps since the last row), learning rate, seconds; for a mixture also the largest load of an expert and the
+smallest, router entropy, mean gate, the share of ternary weights that are zero, and the share that changed its value
+since the last row, measured on every `ROW_STRIDE`-th row of every matrix.
 """
 
 import json

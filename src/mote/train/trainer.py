@@ -107,7 +107,7 @@ class StageTrainer(Trainer):
             self._note("balance_loss", float(balance.detach()) / self._mixtures)
             loss = loss + self._balance_coefficient * balance
         if not torch.isfinite(loss):
-            raise self._diverged("loss", float(loss))
+            raise self._diverged("loss", float(loss.detach()))
         return (loss, logits) if return_outputs else loss
 
     def _note(self, key: str, value: float) -> None:

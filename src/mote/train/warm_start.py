@@ -55,8 +55,7 @@ def warm_start(
 ) -> list[float]:
     """Train `parameters` (fp32, the connector's) as above; returns the mean loss of each epoch.
 
-    connector: features [B, P, D] -> [B, image tokens, H]. embeddings_VH: the language model's input embeddings. Called
-    under autocast, the products run in its dtype: connector and scores take most of the time.
+    connector: features [B, P, D] -> [B, image tokens, H]. embeddings_VH: the language model's input embeddings.
     progress: called with (share of the work done, last loss). Does nothing when fewer than two words are named.
     """
     words, targets = answer_words(conversations)
