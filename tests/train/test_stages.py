@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mote.checkpoint.accounting import component_of
 from mote.checkpoint.shards import Checkpoint
+from mote.data.conversation import read_conversations
 from mote.errors import CheckpointError, DataError, RecipeError, TrainingError
+from mote.model.features import PictureFeatures
+from mote.model.precision import autocast
 from mote.train import STAGES, TrainConfig
+from mote.train.batches import Collator, ConversationDataset
+from mote.train.probes import held_out_loss, text_perplexity
 from mote.train.run import train
+from mote.train.session import Session
 from mote.train.trainable import load_model, select
 
 Settings = Callable[..., TrainConfig]
@@ -92,28 +99,29 @@ def test_a_checkpoint_in_another_state_is_refused(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stored_numbers_are_those_that_were_probed(
-    upcycled: Path, data: Path, settings: Settings, tmp_path: Path, probe_text: str
-) -> None:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from mote.data.conversation import read_conversations
-    from mote.model.features import PictureFeatures
-    from mote.train.batches import Collator, ConversationDataset
-    from mote.train.probes import held_out_loss, text_perplexity
-
-    out = train(upcycled, tmp_path / "out", settings(probe_conversations=8), stage="experts", data=data)
+    precision: Any, upcycled: Path, data: Path, settings: Settings, tmp_path: Path, probe_text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    trained: list[Any] = []
+    store = Session.store
+    monkeypatch.setattr(Session, "store", lambda self, folder: (trained.append(self.model), store(self, folder)))
+    config = settings(probe_conversations=8, precision=precision)
+    out = train(upcycled, tmp_path / "out", config, stage="experts", data=data)
     report = json.loads((out / "training.json").read_text())
     assert report["before"] != report["after"]
-    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
+    assert "forward" not in vars(trained[0])  # Trainer's autocast is off again
+    model = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32 if precision == "fp32" else "auto")
+    experts = [p.dtype for name, p in model.named_parameters() if component_of(name) in STAGES["experts"].trains]
+    assert set(experts) == {torch.float32}
     processor = AutoProcessor.from_pretrained(out)
     features = PictureFeatures(model, processor, None)
     held_out = ConversationDataset(read_conversations(data / "val.jsonl"), processor, features, image_tokens=4)
-    loss = held_out_loss(model, held_out, Collator(0), 3)
-    assert report["after"] == {
-        "held_out_loss": loss,
-        "text_perplexity": text_perplexity(model, processor.tokenizer, probe_text),
-    }
+    with autocast(torch.device("cpu"), precision):
+        loss = held_out_loss(model, held_out, Collator(0), 3)
+        perplexity = text_perplexity(model, processor.tokenizer, probe_text)
+    assert report["after"] == {"held_out_loss": loss, "text_perplexity": perplexity}
 
 
 @pytest.mark.parametrize(

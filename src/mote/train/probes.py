@@ -38,6 +38,6 @@ def text_perplexity(model: nn.Module, tokenizer: Any, text: str, *, windows: int
     ids_WT = ids[: len(ids) // length * length].view(-1, length).to(next(model.parameters()).device)
     was_training = model.training
     model.eval()
-    losses = [model(input_ids=ids_1T, labels=ids_1T, use_cache=False).loss.float() for ids_1T in ids_WT.split(1)]
+    losses = [model(input_ids=ids_1T, labels=ids_1T, use_cache=False).loss.float() for ids_1T in torch.split(ids_WT, 1)]
     model.train(was_training)
     return float(torch.stack(losses).mean().exp())

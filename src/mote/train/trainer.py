@@ -71,6 +71,7 @@ class StageTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.last_losses: dict[str, float] = {}
         self._losses_of = -1
+        self.optimizer: torch.optim.Optimizer | None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self._sampler
