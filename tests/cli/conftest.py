@@ -79,3 +79,15 @@ def _write_mix(folder: Path) -> Path:
     for name, items in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dense checkpoint assembled from `parts`."""
+    from mote.assemble import AssembleConfig, assemble
+    from mote.assemble.config import Weights
+
+    out = tmp_path_factory.mktemp("checkpoint") / "dense"
+    vision, language = Weights(source=str(parts / "tower")), Weights(source=str(parts / "language"))
+    config = AssembleConfig(vision=vision, language=language, image_size=56, connector_width=32, dtype="float32")
+    return assemble(out, config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from mote.assemble.config import AssembleConfig
+from mote.cli.progress import counted_bytes
 from mote.cli.steps import Place, Step
 from mote.compress.config import PackConfig
 from mote.data.draw import MixConfig
@@ -135,13 +136,15 @@ def _train(stage: StageName) -> Callable[[Any, Place], None]:
 def _upcycle(config: UpcycleConfig, at: Place) -> None:
     from mote.upcycle.stream import upcycle_checkpoint
 
-    upcycle_checkpoint(at.parents["instruct"], at.out, config, force=at.force)
+    with counted_bytes("up-cycling") as progress:
+        upcycle_checkpoint(at.parents["instruct"], at.out, config, force=at.force, progress=progress)
 
 
 def _pack(config: PackConfig, at: Place) -> None:
     from mote.compress.stream import pack_checkpoint
 
-    pack_checkpoint(at.parents["experts"], at.out, config, force=at.force)
+    with counted_bytes("packing") as progress:
+        pack_checkpoint(at.parents["experts"], at.out, config, force=at.force, progress=progress)
 
 
 def _evaluate(config: EvaluateConfig, at: Place) -> None:

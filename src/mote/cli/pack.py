@@ -25,10 +25,12 @@ def run(
     Quantises the routed experts and writes them in the order that the kernels read.
     """
     from mote.cli.info import print_summary
+    from mote.cli.progress import counted_bytes
     from mote.cli.settings import resolve
     from mote.compress.config import PackConfig
     from mote.compress.stream import pack_checkpoint
 
     config = resolve(PackConfig, "pack", recipe, set_)
-    pack_checkpoint(checkpoint, out, config, force=force)
+    with counted_bytes("packing") as progress:
+        pack_checkpoint(checkpoint, out, config, force=force, progress=progress)
     print_summary(out, as_json=as_json)

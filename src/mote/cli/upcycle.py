@@ -26,10 +26,12 @@ def run(
     Copies every FFN into routed experts; the FFN itself stays as the shared expert.
     """
     from mote.cli.info import print_summary
+    from mote.cli.progress import counted_bytes
     from mote.cli.settings import resolve
     from mote.upcycle.config import UpcycleConfig
     from mote.upcycle.stream import upcycle_checkpoint
 
     config = resolve(UpcycleConfig, "upcycle", recipe, set_, seed)
-    upcycle_checkpoint(checkpoint, out, config, force=force)
+    with counted_bytes("up-cycling") as progress:
+        upcycle_checkpoint(checkpoint, out, config, force=force, progress=progress)
     print_summary(out, as_json=as_json)

@@ -22,8 +22,11 @@ def run(
     """
     from mote.checkpoint.verify import verify
     from mote.cli.output import emit, human_bytes
+    from mote.cli.progress import counted_bytes
 
-    found = verify(checkpoint)
+    size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+    with counted_bytes("verifying", size) as progress:
+        found = verify(checkpoint, progress=progress)
     lines = [f"problem: {problem}" for problem in found.problems]
     lines += [f"note: {note}" for note in found.notes]
     verdict = f"{len(found.problems)} problems" if found.problems else "no problem"

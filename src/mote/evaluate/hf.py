@@ -123,13 +123,11 @@ class HFScorer:
         return Renderer(self._processor, num_image_tokens=image_tokens, image_token=token)
 
     def _pictures(self, paths: Sequence[Path]) -> Tensor:
-        """Features [B, P, D] in the connector's dtype, on the model's device."""
+        """Features [B, P, D] for the connector, which takes them from any device and dtype."""
         if self._features is None:
             raise TypeError("a request has a picture but this scorer was made without features")
         features = self._features(paths)
-        if self._blind:
-            features = torch.zeros_like(features)
-        return features.to(self._device, self._model.get_input_embeddings().weight.dtype)
+        return torch.zeros_like(features) if self._blind else features
 
     def _forward(self, ids: Tensor, mask: Tensor, images: Iterable[Path | None], **extra: Any) -> Any:
         """One pass of the model over token ids [B, T]; `images` are those of its rows, in order."""
