@@ -10,5 +10,5 @@ class ReportConfig:
     title: str = ""
     attribution: str = (
         "Drawings: OpenMoji (openmoji.org), CC BY-SA 4.0. Shapes: easy-VQA (Victor Zhou), MIT. "
-        "Chart data: Gapminder, CC BY 4.0."
+        "Chart data: Gapminder (gapminder.org), CC BY."
     )
