@@ -192,8 +192,9 @@ class Session:
                 trainer.train(resume_from_checkpoint=str(snapshot) if snapshot else None)
         finally:
             decoder.set_attn_implementation(attention)  # type: ignore[operator]
-            # Trainer wraps the model's forward in its own autocast; nobody else expects that.
-            trainer.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            # Trainer lays its own autocast over the model's forward; without it the class's own is seen again.
+            for name in ("forward", "_original_forward"):
+                vars(self.model).pop(name, None)
             if self.config.gradient_checkpointing:
                 self.model.gradient_checkpointing_disable()
         step = int(trainer.state.global_step)
