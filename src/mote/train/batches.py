@@ -23,6 +23,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
     """Conversations as token ids and labels, rendered when asked for.
 
     features: gives the vision features [1, P, D] of one picture; None where no conversation has a picture.
+    blind: zeros in place of the features.
     turns: questions kept of each conversation at most, 0 for all. max_length: tokens; a conversation that is longer
     loses its last turns. Raises DataError for one whose first turn alone is longer.
     """
@@ -34,6 +35,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         features: Callable[[Sequence[Path]], Tensor] | None,
         *,
         image_tokens: int,
+        blind: bool = False,
         turns: int = 0,
         max_length: int = 2048,
     ) -> None:
@@ -41,6 +43,7 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         self._renderer = Renderer(processor, num_image_tokens=image_tokens)
         self._features = features
         self._max_length = max_length
+        self._blind = blind
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -64,7 +67,8 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         """Vision features [P, D] of the conversation's picture."""
         if conversation.image is None or self._features is None:
             return None
-        return self._features([conversation.image])[0]
+        seen = self._features([conversation.image])[0]
+        return torch.zeros_like(seen) if self._blind else seen
 
     def approximate_lengths(self) -> list[int]:
         """Characters of each conversation: enough to group by, and needs no tokenizer."""

@@ -62,6 +62,7 @@ class TrainConfig:
         words that never occur would only drift).
     warm_start_epochs: ours, where the connector trains: epochs of its contrastive warm start, which needs no forward
         pass of the language model (see `warm_start`). warm_start_learning_rate: its peak.
+    blind: the pictures' features are zeroed: a question-only model, to compare with.
     turns: questions of one conversation used in one sample at most; 0 for all.
     max_length: tokens per conversation; longer ones are cut at a turn.
     precision: "auto" is bf16 autocast where the device has it; masters and optimiser state are fp32 always.
@@ -87,6 +88,7 @@ class TrainConfig:
     train_embeddings: bool = True
     warm_start_epochs: int = 0
     warm_start_learning_rate: float = 2e-3
+    blind: bool = False
     turns: int = 0
     max_length: int = 2048
     precision: Literal["auto", "bf16", "fp32"] = "auto"

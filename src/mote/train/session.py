@@ -87,6 +87,7 @@ class Session:
                 processor,
                 source,
                 image_tokens=image_tokens,
+                blind=config.blind,
                 turns=config.turns,
                 max_length=config.max_length,
             )
