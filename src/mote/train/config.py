@@ -62,6 +62,8 @@ class TrainConfig:
         words that never occur would only drift).
     warm_start_epochs: ours, where the connector trains: epochs of its contrastive warm start, which needs no forward
         pass of the language model (see `warm_start`). warm_start_learning_rate: its peak.
+    cache_features: keep the vision tower's output for every picture on disk; False computes it again in every epoch,
+        for data whose features do not fit there.
     blind: the pictures' features are zeroed: a question-only model, to compare with.
     turns: questions of one conversation used in one sample at most; 0 for all.
     max_length: tokens per conversation; longer ones are cut at a turn.
@@ -88,6 +90,7 @@ class TrainConfig:
     train_embeddings: bool = True
     warm_start_epochs: int = 0
     warm_start_learning_rate: float = 2e-3
+    cache_features: bool = True
     blind: bool = False
     turns: int = 0
     max_length: int = 2048

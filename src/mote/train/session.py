@@ -73,7 +73,7 @@ class Session:
         if pictured:
             if anatomy(model).vision_tower is None:
                 raise DataError(f"{pictured[0].where}: has a picture, but {checkpoint} is a text-only model")
-            source = PictureFeatures(model, processor, features)
+            source = PictureFeatures(model, processor, features if config.cache_features else None)
             pictures = [c.image for c in pictured if c.image is not None]
             with progress_bar("Vision features") as bar:
                 task = bar.add_task("", total=None, note="")
