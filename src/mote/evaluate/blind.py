@@ -2,8 +2,7 @@
 
 For each skill the best of these guessers:
 
-- majority: the most frequent answer of the training split to questions of the same template; among the
-offered
+- majority: the most frequent answer of the training split to questions of the same template; among the offered
   choices, where there are some; of the whole skill, where the template was never trained
 - the model itself, with the picture's features zeroed
 - where a recipe asks for it, a model that was trained as long without ever seeing a picture

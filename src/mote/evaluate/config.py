@@ -12,10 +12,9 @@ class EvaluateConfig:
 
     limit: questions per skill, the first of the file; 0 for all.
     blind: the pictures' features are zeroed: what a model says that has to guess.
-    generate_exact: generate the answers to exact-match questions instead of checking in one forward pass
-    whether the
-        expected answer is what greedy decoding gives. The two differ only if a model writes the same text in
-        other tokens; checking then says wrong. Slower by about the length of an answer.
+    generate_exact: generate the answers to exact-match questions instead of checking in one forward pass whether the
+        expected answer is what greedy decoding gives. The two differ only if a model writes the same text in other
+        tokens; checking then says wrong. Slower by about the length of an answer.
     batch_tokens: tokens in one forward pass, padding included.
     max_tokens: longest generated answer.
     samples: questions that are also answered in text, for a report: the first of each skill in turn.
