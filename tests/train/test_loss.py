@@ -217,6 +217,15 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_do(
         train(dense, tmp_path / "out", settings(max_gradient_norm=norm), stage="align", data=data)
 
 
+def test_a_blind_stage_sees_zeros_in_place_of_pictures(upcycled: Path, data: Path) -> None:
+    _, seeing = open_set(upcycled, data)
+    _, blind = open_set(upcycled, data, blind=True)
+    assert torch.equal(blind[0]["input_ids"], seeing[0]["input_ids"])
+    assert blind[0]["features"].shape == seeing[0]["features"].shape
+    assert not blind[0]["features"].any()
+    assert seeing[0]["features"].any()
+
+
 def conversation(*lengths: int, image: Path | None = None) -> Conversation:
     turns = tuple(Turn(question=" ".join(["cat"] * n), answer="dog") for n in lengths)
     return Conversation(id="0", image=image, turns=turns, where="rows.jsonl:7")
