@@ -145,6 +145,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.timeout(240)  # two processes that load torch, on a machine that may be busy
 def test_ctrl_c_saves_and_says_so_in_one_line_and_a_kill_loses_nothing(
     upcycled: Path, data: Path, settings: Settings, tmp_path: Path
 ) -> None:
@@ -153,7 +154,7 @@ def test_ctrl_c_saves_and_says_so_in_one_line_and_a_kill_loses_nothing(
     process = start(*arguments, 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)  # the handler runs before the read is taken up again
-    _, errors = process.communicate("\n", timeout=50)
+    _, errors = process.communicate("\n", timeout=120)
     assert process.returncode == 130
     assert len(errors.strip().splitlines()) == 1, errors
     assert "Traceback" not in errors
@@ -162,7 +163,7 @@ def test_ctrl_c_saves_and_says_so_in_one_line_and_a_kill_loses_nothing(
 
     process = start(*arguments, 5)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=50)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     assert not out.exists()
     assert (snapshot / MARK).is_file()
