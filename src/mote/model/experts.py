@@ -33,6 +33,11 @@ from mote.ternary.linear import QuantizedCache, grouped_linear, quantized_linear
 from mote.ternary.quantize import QuantizedWeight
 
 
+TRAINING_ROWS = 64
+"""In training an expert's rows are filled up with zeros to a multiple of this. The number of tokens of an expert is
+another one in every layer and step, and the CPU's matrix library compiles a kernel for every shape it has not met."""
+
+
 class RoutedExperts(KeepFloat32, nn.Module):
     """Routing of tokens to experts and back; subclasses say how one sorted batch goes through the matrices."""
 
@@ -43,21 +48,30 @@ class RoutedExperts(KeepFloat32, nn.Module):
     def forward(self, h_TH: Tensor, route: Route) -> Tensor:
         """h_TH of any float dtype to R(h), fp32 [T, H]."""
         tokens, k = route.expert_Tk.shape
-        expert_R = route.expert_Tk.reshape(-1)
-        order_R = torch.argsort(expert_R, stable=True)
-        counts = torch.bincount(expert_R, minlength=self.num_experts).tolist()
-        offsets = [0]
-        for count in counts:
-            offsets.append(offsets[-1] + count)
-        x_RH = h_TH.float().index_select(0, order_R // k if k > 1 else order_R)
-        y_RH = self._through(x_RH, offsets) * route.gate_Tk.reshape(-1)[order_R, None]
-        back_R = torch.empty_like(order_R)
-        back_R[order_R] = torch.arange(order_R.numel(), device=order_R.device)
-        y_TkH = y_RH.index_select(0, back_R).view(tokens, k, h_TH.shape[1])
+        place_R, offsets = self._places(route.expert_Tk.reshape(-1))
+        slots_RH = h_TH.float().repeat_interleave(k, dim=0) if k > 1 else h_TH.float()
+        x_PH = slots_RH.new_zeros(offsets[-1], h_TH.shape[1]).index_copy(0, place_R, slots_RH)
+        y_RH = self._through(x_PH, offsets).index_select(0, place_R)
+        y_TkH = y_RH.view(tokens, k, h_TH.shape[1]) * route.gate_Tk[..., None]
         total_TH = y_TkH[:, 0]
         for rank in range(1, k):
             total_TH = total_TH + y_TkH[:, rank]
         return total_TH
+
+    def _places(self, expert_R: Tensor) -> tuple[Tensor, list[int]]:
+        """(row of every routed slot in the layout sorted by expert [R], where each expert's rows start and end)."""
+        step = TRAINING_ROWS if torch.is_grad_enabled() else 1
+        counts = torch.bincount(expert_R, minlength=self.num_experts).tolist()
+        offsets, shifts, seen = [0], [], 0
+        for count in counts:
+            shifts.append(offsets[-1] - seen)
+            seen += count
+            offsets.append(offsets[-1] + -(-count // step) * step)
+        order_R = torch.argsort(expert_R, stable=True)
+        sorted_R = torch.arange(order_R.numel(), device=order_R.device)
+        place_R = torch.empty_like(order_R)
+        place_R[order_R] = sorted_R + torch.tensor(shifts, device=order_R.device)[expert_R[order_R]]
+        return place_R, offsets
 
     def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
         """fp32 rows sorted by expert, expert e owning rows offsets[e] to offsets[e+1], to outputs fp32 [R, H]."""
