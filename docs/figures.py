@@ -5,7 +5,7 @@ python docs/figures.py --check    changes nothing; exits with 1 when a region is
 
 A region stands between two comments; the first names the report, relative to the repository:
 
-    <!-- figures: filled from runs/small/report.json -->
+    <!-- figures: filled from studies/small/report.json -->
     <!-- end of figures -->
 """
 
