@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+CODE = re.compile(r"^```.*?^```|^ {4}.*?$", re.DOTALL | re.MULTILINE)
 MARKED = "<!-- figures: filled from runs/small/report.json -->\n<!-- end of figures -->"
 
 
@@ -22,7 +23,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+    for target, anchor in LINK.findall(CODE.sub("", page.read_text(encoding="utf-8"))):
         place = (page.parent / target).resolve() if target else page
         assert place.exists(), f"{target} is not there"
         assert not anchor or anchor in anchors(place), f"{target} has no heading #{anchor}"
