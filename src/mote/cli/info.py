@@ -8,6 +8,7 @@ import typer
 from mote.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
+    from mote.checkpoint.contract import MoteConfig
     from mote.checkpoint.shards import Checkpoint
 
 EXAMPLE = "mote info runs/small/packed"
@@ -53,7 +54,7 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
         routed = mote.routed
         lines += [
             f"{len(mote.layers)} layers of {mote.num_experts} routed experts, top {mote.top_k}, {mote.combine}, "
-            + (f"shared expert ({mote.shared.quantizer})" if mote.shared_expert else "no shared expert"),
+            + _shared(mote),
             f"routed experts: {routed.quantizer}, one {routed.scale} scale per {routed.granularity}, "
             f"activations {routed.activation}, stored {mote.codec or 'as floats'}",
         ]
@@ -66,3 +67,11 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
     for name, title in (("tensors", "all tensors"), ("files", "weight files")):
         rows.append((title, f"{sizes[name]:,}", human_bytes(sizes[name])))
     return [*lines, "", *table(("component", "bytes", ""), rows)]
+
+
+def _shared(mote: "MoteConfig") -> str:
+    """The shared expert in a few words."""
+    if not mote.shared_expert:
+        return "no shared expert"
+    kept = mote.shared.quantizer == "none"
+    return "shared expert in full precision" if kept else f"{mote.shared.quantizer} shared expert"
