@@ -53,6 +53,7 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/packed_order.py
+	$(BIN)/python benchmarks/ternary_training.py --threads $(JOBS)
 
 # The native library under AddressSanitizer and UndefinedBehaviorSanitizer, driven from C++.
 sanitize: $(INSTALLED)
