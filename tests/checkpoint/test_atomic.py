@@ -181,3 +181,15 @@ def test_directory_that_may_not_be_written(tmp_path: Path) -> None:
             pytest.fail("entered")
     finally:
         tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("out", ["input", "input/inside", "link"])
+def test_the_input_is_never_written_to(tmp_path: Path, out: str) -> None:
+    source = old_checkpoint(tmp_path / "input")
+    (tmp_path / "link").symlink_to(source)
+    with (
+        pytest.raises(CheckpointError, match=r"is the input .* or lies in it"),
+        new_directory(tmp_path / out, force=True, source=source),
+    ):
+        pytest.fail("entered")
+    assert [path.name for path in source.iterdir()] == ["config.json"]

@@ -54,8 +54,9 @@ def test_an_interrupted_drawing_goes_on(tmp_path: Path, all_skills: MixConfig) -
     before = contents(tmp_path / "one")
     kept, *rest = sorted((tmp_path / "one" / "images").iterdir())
     stamp = kept.stat().st_mtime_ns
-    for path in [*rest[::2], tmp_path / "one" / "mix.json"]:
+    for path in rest[::2]:
         path.unlink()
+    (tmp_path / "one" / "mix.json").write_text('{"unfinished": {}}')
     (tmp_path / "one" / "images" / "x.partial-1").write_bytes(b"half")
 
     draw(all_skills, tmp_path / "one", progress=False)
@@ -139,3 +140,10 @@ def test_train_rows_say_the_skill_of_each_turn(tmp_path: Path) -> None:
     assert set(skills) == {"counting", "spatial"}
     assert skills["counting"] == 20
     assert json.loads(path.read_text().splitlines()[0])["image"].startswith("images/scene-")
+
+
+def test_files_that_were_not_drawn_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "val.jsonl").write_text("mine")
+    with pytest.raises(DataError, match="was not drawn"):
+        draw(config(naming=SkillConfig(train=1, val=1, test=1, final=0)), tmp_path, progress=False)
+    assert (tmp_path / "val.jsonl").read_text() == "mine"

@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -68,3 +69,13 @@ def test_the_cap_can_be_lowered(picture: Path) -> None:
     with pytest.raises(DataError, match="40 x 30 pixels, more than the cap of 1,199"):
         open_image(picture, max_pixels=1199)
     open_image(picture, max_pixels=1200)
+
+
+def test_only_files_of_plain_formats_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="not a picture that can be read"):  # Ghostscript would run it
+        open_image(tmp_path / "a.eps")
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path, tmp_path / "pipe.png"):  # a pipe would be waited for
+        with pytest.raises(DataError, match="not a picture file"):
+            open_image(path)

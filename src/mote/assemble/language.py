@@ -49,11 +49,13 @@ def load_language_model(source: Path | str) -> tuple[PreTrainedModel, PreTrained
     if isinstance(source, Path) and source.suffix == ".gguf":
         where, options = source.parent, {"gguf_file": source.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
         if options:
             # Without an explicit dequantisation the loaded model refuses to be saved.
             options["quantization_config"] = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, **options
+        )
     except UNREADABLE as error:
         raise UnsupportedModelError(f"language model {source}: {first_line(error)}") from error
     return model, tokenizer

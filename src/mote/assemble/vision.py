@@ -38,7 +38,7 @@ def load_tower(source: Path | str) -> PreTrainedModel:
     if isinstance(source, Path) and source.suffix == ".onnx":
         return dinov2_from_onnx(source)
     try:
-        model = AutoModel.from_pretrained(source, dtype=torch.float32)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True)
     except UNREADABLE as error:
         raise UnsupportedModelError(f"vision {source}: {first_line(error)}") from error
     # CLIP-like checkpoints hold two towers; only the one that sees is wanted.

@@ -56,9 +56,9 @@ def new_directory(out: Path, *, force: bool = False, source: Path | None = None)
     """Give an empty directory beside `out`; on leaving without an error it becomes `out` in one step.
 
     An `out` that exists and is not empty is refused unless `force` is set, and then is replaced as a whole
-    when the new one is complete; only a directory with a config.json or mote.json is ever replaced, and
-    never one that holds `source`, the directory that the caller reads. Raises CheckpointError, on a full
-    disk too.
+    when the new one is complete; only a directory with a config.json or mote.json is ever replaced. An `out`
+    that is, holds or lies in `source`, the directory that the caller reads, is refused with `force` too.
+    Raises CheckpointError, on a full disk too.
     """
     out = Path(os.path.abspath(out))
     _check_target(out, force=force, source=source)
@@ -102,6 +102,9 @@ def remove_stale(out: Path) -> None:
 
 
 def _check_target(out: Path, *, force: bool, source: Path | None) -> None:
+    place = out.resolve()
+    if source is not None and Path(source).resolve() in (place, *place.parents):
+        raise CheckpointError(f"{out}: is the input {source} or lies in it; choose another --out")
     if not os.path.lexists(out):
         return
     if out.is_symlink() or not out.is_dir():
@@ -112,7 +115,7 @@ def _check_target(out: Path, *, force: bool, source: Path | None) -> None:
         raise CheckpointError(f"{out}: exists already; choose another --out, or --force to replace it")
     if not any((out / name).is_file() for name in ("config.json", "mote.json")):
         raise CheckpointError(f"{out}: is not a checkpoint, so --force does not replace it; choose another --out")
-    if source is not None and out.resolve() in Path(source).resolve().parents:
+    if source is not None and place in Path(source).resolve().parents:
         raise CheckpointError(f"{out}: holds the input {source}, so --force does not replace it; choose another --out")
 
 

@@ -66,6 +66,12 @@ class MoteConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise FormatError(f"quantization_config: {name}={value!r} is not a whole number >= 0")
+        for name in ("normalize_gates", "shared_expert", "train_shared"):
+            if not isinstance(getattr(self, name), bool):
+                raise FormatError(f"quantization_config: {name}={getattr(self, name)!r} is not true or false")
+        coefficient = self.balance_coefficient
+        if not isinstance(coefficient, int | float) or not 0 <= coefficient < float("inf"):
+            raise FormatError(f"balance_coefficient={coefficient!r} is not a finite number, 0 or more")
         if not all(isinstance(layer, int) and layer >= 0 for layer in self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not indices of decoder layers")
         if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:

@@ -20,11 +20,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit code of `mote ARGUMENTS`; errors have been printed."""
-    from mote.cli.app import app
     from mote.cli.failures import INTERRUPTED, report
 
     debug = "--debug" in arguments
     try:
+        from mote.cli.app import app
+
         code = app(args=arguments or ["--help"], prog_name="mote", standalone_mode=False)
         # typer turns Ctrl-C into an exit code without a word
         return report(KeyboardInterrupt()) if code == INTERRUPTED else code if isinstance(code, int) else 0

@@ -22,7 +22,7 @@ def validate(
 
     problems = [str(problem) for problem in problems_of(file)]
     verdict = f"{file}: {len(problems)} problems" if problems else f"{file}: no problem"
-    emit({"file": str(file), "problems": problems}, as_json=as_json, lines=[*problems, verdict])
+    emit({"file": str(file), "problems": problems}, as_json=as_json, lines=[*problems, verdict], whole=True)
     if problems:
         raise typer.Exit(1)
 

@@ -36,6 +36,9 @@ def report(error: BaseException, *, debug: bool = False) -> int:
     if isinstance(error, BrokenPipeError):  # `mote info ... | head`
         sys.stderr.close()
         return USER_ERROR
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+        say("error: out of memory; lower the batch size, or use a machine with more")
+        return USER_ERROR
     if isinstance(error, OSError) and error.errno is not None:
         say(f"error: {_operating_system(error)}")
         return USER_ERROR

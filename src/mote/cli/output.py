@@ -7,13 +7,13 @@ from typing import Any
 WIDTH = 100
 
 
-def emit(result: Any, *, as_json: bool, lines: Iterable[str]) -> None:
-    """Prints `result` as JSON, or `lines` as text cut to the width."""
+def emit(result: Any, *, as_json: bool, lines: Iterable[str], whole: bool = False) -> None:
+    """Prints `result` as JSON, or `lines` as text cut to the width, or uncut if `whole`."""
     if as_json:
         print(json.dumps(result, indent=2, sort_keys=True, default=str))
         return
     for line in lines:
-        print(line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}...")
+        print(line if whole or len(line) <= WIDTH else f"{line[: WIDTH - 3]}...")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -37,6 +37,6 @@ def run(
         "tensors": found.tensors,
         "bytes": found.bytes,
     }
-    emit(result, as_json=as_json, lines=lines)
+    emit(result, as_json=as_json, lines=lines, whole=True)
     if found.problems:
         raise typer.Exit(1)

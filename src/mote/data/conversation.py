@@ -160,6 +160,8 @@ def problems_of(row: object) -> list[str]:
     image = row.get("image")
     if image is not None and (not isinstance(image, str) or not image):
         found.append("image must be the path of one picture; leave it out of a text-only row")
+    elif image and ("://" in image or image.startswith("data:") or "\0" in image):
+        found.append("image is no path; nothing is ever fetched, so download the picture and give its path")
     found += _problems_of_turns(row.get("conversations"), has_image=bool(image))
     metric, choices = row.get("metric", "exact_match"), row.get("choices") or []
     if metric not in METRICS:
@@ -180,6 +182,8 @@ def _problems_of_turns(messages: object, *, has_image: bool) -> list[str]:
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             found.append(f'message {number} must be an object {{"from": ..., "value": text}}')
             continue
+        if not _is_unicode(message["value"]):
+            found.append(f"message {number} holds half of a surrogate pair; write the character itself")
         asked = number % 2 == 1
         if message.get("from") not in (HUMAN if asked else MODEL):
             found.append(f"message {number} is from {message.get('from')!r}, expected {'human' if asked else 'gpt'!r}")
@@ -196,6 +200,15 @@ def _problems_of_turns(messages: object, *, has_image: bool) -> list[str]:
     if placeholders and not has_image:
         found.append(f"{PLACEHOLDER} without an image")
     return found
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell half a character (a lone \\ud800), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _convert(row: dict[str, Any], root: Path, where: str) -> Conversation:

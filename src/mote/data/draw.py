@@ -61,8 +61,8 @@ class MixConfig:
 def draw(config: MixConfig, out: Path | str, *, progress: bool = True) -> dict[Split, Path]:
     """Draw the mix into the folder `out` and return the path of each split's JSONL file.
 
-    Raises RecipeError for unknown skills or settings and DataError when a skill runs out of pictures or the
-    disk fails.
+    Raises RecipeError for unknown skills or settings and DataError when a skill runs out of pictures, the disk fails,
+    or the folder holds JSONL files of a split that were not drawn.
     """
     out = Path(out)
     manifest = {
@@ -78,6 +78,7 @@ def draw(config: MixConfig, out: Path | str, *, progress: bool = True) -> dict[S
         return paths
     try:
         (out / "images").mkdir(parents=True, exist_ok=True)
+        _claim(out, manifest)
         for leftover in (out / "images").glob("*.partial-*"):
             leftover.unlink()
         rows: dict[Split, list[dict[str, object]]] = {split: [] for split in SPLITS}
@@ -194,6 +195,14 @@ def _paint(picture: Picture, out: Path) -> None:
     partial.replace(path)
 
 
+def _claim(out: Path, manifest: dict[str, object]) -> None:
+    """Marks the folder as a mix that is being drawn. Refuses one whose JSONL files are somebody else's."""
+    taken = [out / f"{split}.jsonl" for split in SPLITS if (out / f"{split}.jsonl").exists()]
+    if taken and not (out / MANIFEST).exists():
+        raise DataError(f"{taken[0]}: was not drawn, so it is not replaced; choose another --out")
+    write_file(out / MANIFEST, json.dumps({"unfinished": manifest}, indent=1).encode())
+
+
 def _is_done(out: Path, manifest: dict[str, object]) -> bool:
     """Whether the folder holds this very mix: the manifest is written last."""
     try:
@@ -208,7 +217,9 @@ def _watched(
     if not progress:
         yield from items
         return
+    from rich.console import Console
     from rich.progress import track
 
-    watched: Iterable[tuple[Picture, list[Question]]] = track(items, description=f"drawing {name}")
+    console = Console(stderr=True)  # stdout is for results
+    watched: Iterable[tuple[Picture, list[Question]]] = track(items, description=f"drawing {name}", console=console)
     yield from watched

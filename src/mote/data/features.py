@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -97,6 +98,8 @@ class FeatureCache:
         """Hex SHA-256 of the file, remembered as long as its size and time stay the same."""
         try:
             status = picture.stat()
+            if not S_ISREG(status.st_mode):  # a pipe would be waited for without an end
+                raise DataError(f"{picture}: not a picture file")
             stamp = (status.st_size, status.st_mtime_ns)
             known = self._keys.get(picture)
             if known is None or known[0] != stamp:

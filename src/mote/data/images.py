@@ -8,6 +8,8 @@ from PIL import Image, ImageOps
 
 from mote.errors import DataError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""What is opened; Pillow would hand some of the others (EPS) to programs outside of Python."""
 MAX_PIXELS = 40_000_000
 """Default cap on width times height: a large photograph passes, a decompression bomb does not."""
 
@@ -19,16 +21,20 @@ def open_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image
     `max_pixels`.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for without an end
+            raise DataError(f"{path}: not a picture file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
+            with Image.open(path, formats=FORMATS) as opened:
                 _check_size(path, opened.size, max_pixels)
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)
                 return upright.convert("RGB")
     except Image.DecompressionBombError:
         raise DataError(f"{path}: far more pixels than the cap of {max_pixels:,}; scale it down") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
         raise DataError(f"{path}: {_reason(error)}") from None
 
 
@@ -50,5 +56,5 @@ def _reason(error: Exception) -> str:
         return error.strerror
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "cannot identify" in text:
-        return "not a picture that can be read (PNG, JPEG, WebP, ...)"
+        return f"not a picture that can be read ({', '.join(FORMATS)})"
     return f"damaged picture: {text}"

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from mote.data.conversation import PLACEHOLDER, Conversation, Turn
+from mote.data.template import apply_template
 from mote.errors import DataError
 
 Messages = list[dict[str, Any]]
@@ -85,9 +86,9 @@ class Renderer:
         for number, turn in enumerate(turns):
             self._check(turn, conversation)
             messages.append(self._question(turn.question, with_image=number == 0 and conversation.image is not None))
-            prompt = self._apply(messages, generate=True)
+            prompt = self._apply(messages, generate=True, where=conversation.where)
             messages.append({"role": "assistant", "content": self._content(turn.answer)})
-            full = self._apply(messages, generate=False)
+            full = self._apply(messages, generate=False, where=conversation.where)
             if not (prompt.startswith(done) and full.startswith(prompt + turn.answer)):
                 raise DataError(
                     f"{conversation.where or conversation.id}: the chat template rewrites earlier turns, so "
@@ -138,8 +139,8 @@ class Renderer:
     def _content(self, text: str) -> Any:
         return [{"type": "text", "text": text}] if self._structured else text
 
-    def _apply(self, messages: Messages, *, generate: bool) -> str:
-        return str(self._templater.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+    def _apply(self, messages: Messages, *, generate: bool, where: str = "") -> str:
+        return apply_template(self._templater, messages, generate=generate, where=where)
 
     def _takes_parts(self) -> bool:
         """Whether the template understands content as a list of parts (image, text), as a processor's
@@ -147,7 +148,7 @@ class Renderer:
         probe = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "probe"}]}]
         try:
             text = self._apply(probe, generate=True)
-        except Exception:  # a template may raise anything at all; the answer to the question is then no
+        except DataError:  # the answer to the question is then no
             return False
         return text.count(self._image_token) == 1 and "probe" in text and "'type'" not in text
 

@@ -1,6 +1,5 @@
 """Evaluating a checkpoint on a file of questions, and the blind baseline."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -21,6 +20,7 @@ from mote.evaluate.results import EvaluationResult, summarise
 from mote.evaluate.scoring import questions_of, score_questions, show, shown_questions
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
+from mote.model.opening import open_model, open_processor
 
 MAJORITY = "majority answer of the training split"
 FEATURELESS = "the model without features"
@@ -127,17 +127,11 @@ def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
     """Model in the dtype of its tensors, in eval mode on the settings' device, and its processor or
     tokenizer.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
-
-    plain = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    sees = "vision_config" in plain
-    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    model = auto.from_pretrained(checkpoint).to(device).eval()
-    processor = (AutoProcessor if sees else AutoTokenizer).from_pretrained(checkpoint)
-    return model, processor
+    model = open_model(checkpoint).to(device).eval()
+    return model, open_processor(checkpoint, model)
 
 
 def _fill(features: PictureFeatures, pictures: list[Path], progress: bool) -> None:

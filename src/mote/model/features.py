@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mote.data.features import FeatureCache
 from mote.data.images import open_image
+from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
 from mote.model.precision import autocast
 from mote.model.vision import vision_features
@@ -51,7 +52,13 @@ class PictureFeatures:
     def compute(self, images: "Sequence[Image.Image]") -> Tensor:
         """Features [len(images), P, D] of RGB pictures, without the cache."""
         device = next(self._model.parameters()).device
-        pixels: Tensor = self._image_processor(list(images), return_tensors="pt")["pixel_values"]
+        try:
+            pixels: Tensor = self._image_processor(list(images), return_tensors="pt")["pixel_values"]
+        except (ValueError, TypeError, KeyError) as error:  # its settings are a file of the checkpoint
+            reason = str(error).splitlines()[0]
+            raise UnsupportedModelError(
+                f"processor_config.json: no picture can be prepared with it: {reason}"
+            ) from error
         with autocast(device):
             return vision_features(self._model, pixels.to(device)).to("cpu", torch.bfloat16)
 

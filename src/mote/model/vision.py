@@ -35,12 +35,23 @@ def vision_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def connect(model: nn.Module, features: Tensor) -> Tensor:
-    """features [B, P, D] of any float dtype, on any device, through the connector to image tokens [B, I, H]."""
+    """features [B, P, D] of any float dtype, on any device, through the connector to image tokens [B, I, H].
+
+    Raises UnsupportedModelError for a model without a connector, or features of a size that it does not take.
+    """
     connector = anatomy(model).connector
     if connector is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no connector; looked for .multi_modal_projector")
     weight = next(connector.parameters())
-    out = connector(features.to(weight.device, weight.dtype))
+    try:
+        out = connector(features.to(weight.device, weight.dtype))
+    except RuntimeError as error:
+        if "shape" not in str(error):  # of memory, say
+            raise
+        raise UnsupportedModelError(
+            f"{tuple(features.shape)} features do not fit the connector; does the image size of processor_config.json "
+            "fit this model?"
+        ) from error
     return out.reshape(features.shape[0], -1, out.shape[-1])
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import Conversation, Turn
 from mote.data.render import Renderer, renderer
-from mote.errors import CheckpointError, UnsupportedModelError
+from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
 from mote.model.features import PictureFeatures
+from mote.model.opening import open_model, open_processor
 from mote.model.precision import autocast
 from mote.model.vision import connect, encoder_outputs
 
@@ -62,6 +62,7 @@ class Assistant:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
+                num_beams=1,  # whatever the checkpoint's generation_config says
                 max_new_tokens=max_new_tokens,
                 eos_token_id=self._stops(rendering, conversation),
                 pad_token_id=self._tokenizer.pad_token_id,
@@ -103,16 +104,9 @@ def load(directory: str | PathLike[str], *, device: str = "cpu") -> Assistant:
     device: where the model runs, such as "cpu" or "cuda". Raises CheckpointError for a directory that is no checkpoint
     or lacks a processor and tokenizer.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
-
-    checkpoint = Checkpoint.open(Path(directory))
-    auto = AutoModelForImageTextToText if "vision_config" in checkpoint.config else AutoModelForCausalLM
-    model = auto.from_pretrained(checkpoint.root).to(device)
-    try:
-        processor = AutoProcessor.from_pretrained(checkpoint.root)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory}: no usable processor or tokenizer: {str(error).splitlines()[0]}") from None
-    return Assistant(model, processor)
+    root = Path(directory)
+    model = open_model(root).to(device)
+    return Assistant(model, open_processor(root, model))
 
 
 def _streamer(tokenizer: Any, stream: Callable[[str], None]) -> Any:

@@ -40,4 +40,4 @@ def text_perplexity(model: nn.Module, tokenizer: Any, text: str, *, windows: int
     model.eval()
     losses = [model(input_ids=ids_1T, labels=ids_1T, use_cache=False).loss.float() for ids_1T in torch.split(ids_WT, 1)]
     model.train(was_training)
-    return float(torch.stack(losses).mean().exp())
+    return float(torch.stack(losses).mean().double().exp())  # fp32 overflows at a loss of 89

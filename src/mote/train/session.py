@@ -1,5 +1,6 @@
 """A model with its data, ready to train: what one stage needs while it runs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,17 +9,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from mote.checkpoint.accounting import component_of
 from mote.data.conversation import Conversation, read_conversations
 from mote.data.text import english_text
-from mote.errors import CheckpointError, DataError, MoteError
+from mote.errors import CheckpointError, DataError, MoteError, TrainingError
 from mote.model.block import blocks, context_of
 from mote.model.experts import FloatExperts
 from mote.model.families import PROJECTIONS, anatomy
 from mote.model.features import PictureFeatures
+from mote.model.opening import open_processor
 from mote.model.precision import autocast, computes_in_bf16
 from mote.model.vision import connect
 from mote.train.batches import Collator, ConversationDataset, EpochSampler
@@ -60,12 +62,14 @@ class Session:
         """
         device = device_of(config.device)
         model = load_model(checkpoint).to(device)
+        if broken := _not_finite(model):
+            raise CheckpointError(f"{checkpoint}: {broken} holds NaN or Inf; train or fetch the checkpoint again")
         dtypes = dtypes_of(model)
         select(model, stage.trains if config.train_embeddings else stage.trains - {"embeddings"})
         if not computes_in_bf16(device, config.precision):
             widen(model)
         model.train()
-        processor = AutoProcessor.from_pretrained(checkpoint)
+        processor = open_processor(checkpoint, model)
         conversations, held_out = _conversations(*files, config)
         pictured = [c for c in (*conversations, *held_out) if c.image is not None]
         source: PictureFeatures | None = None
@@ -167,6 +171,8 @@ class Session:
             telemetry.close()
         # What the probe sees is what will be stored.
         settle(self.model, self.dtypes)
+        if broken := _not_finite(self.model):
+            raise TrainingError(f"step {steps}: {broken} holds NaN or Inf; lower learning_rate")
         if not computes_in_bf16(self.device, self.config.precision):
             widen(self.model)
         after = self.probe()
@@ -252,6 +258,9 @@ class Session:
             if self.probe_set is not None:
                 size = self.config.batch_size
                 result["held_out_loss"] = held_out_loss(self.model, self.probe_set, self.collate, size)
+        for name, value in result.items():
+            if not math.isfinite(value):
+                raise TrainingError(f"the model's {name.replace('_', ' ')} is {value}; lower learning_rate")
         return result
 
     def store(self, folder: Path) -> None:
@@ -262,6 +271,11 @@ class Session:
             self.processor.save_pretrained(folder)
         except SafetensorError as error:  # a full disk, in safetensors' words
             raise CheckpointError(f"{folder}: cannot be written: {error}; free space there") from error
+
+
+def _not_finite(model: PreTrainedModel) -> str:
+    """Name of the first parameter that holds NaN or Inf, or ""."""
+    return next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), "")
 
 
 def device_of(name: str) -> torch.device:

@@ -4,25 +4,23 @@ While it trains, a parameter is an fp32 master: at a rate of 2e-5 a bf16 weight 
 that it came with, but for routers and routed experts, which stay fp32, since their rounding decides ternary values.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mote.checkpoint.accounting import component_of
 from mote.errors import TrainingError
 from mote.model.block import MoteBlock
+from mote.model.opening import open_model
 from mote.train.config import STAGES
 
 
 def load_model(checkpoint: Path) -> PreTrainedModel:
     """The model at `checkpoint`, whatever its task, in the dtypes of its tensors; routers and routed experts fp32."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    auto = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_pretrained(checkpoint, dtype="auto")
+    model: PreTrainedModel = open_model(checkpoint, dtype="auto")
     return model
 
 
