@@ -86,5 +86,7 @@ def test_a_report_that_is_missing_is_named(
     assert "runs/small/report.json is not there" in capsys.readouterr().out
 
 
-def test_the_published_figures_are_those_of_the_reports(figures: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_published_figures_are_those_of_the_reports(
+    figures: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert figures.main(["--check"]) == 0, capsys.readouterr().out
