@@ -32,7 +32,6 @@ from mote.ternary.codecs import CODECS
 from mote.ternary.linear import QuantizedCache, grouped_linear, quantized_linear
 from mote.ternary.quantize import QuantizedWeight
 
-
 TRAINING_ROWS = 64
 """In training an expert's rows are filled up with zeros to a multiple of this. The number of tokens of an expert is
 another one in every layer and step, and the CPU's matrix library compiles a kernel for every shape it has not met."""
