@@ -128,7 +128,7 @@ def _check_space(out: Path, partial: Path, tensors: Sequence[PlannedTensor]) -> 
     needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(partial).free
     if needed > free:
         raise CheckpointError(
-            f"{out}: needs {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            f"{out}: needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; "
             "free space there or choose another --out"
         )
 

@@ -136,7 +136,9 @@ class StageTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as RuntimeError
             shutil.rmtree(folder, ignore_errors=True)
-            reason = str(error).splitlines()[0]
+            # torch names neither file nor cause, only the place in its source that noticed
+            unnamed = isinstance(error, RuntimeError) and "inline_container" in str(error)
+            reason = "it came out too short, so the disk is full" if unnamed else str(error).splitlines()[0]
             raise TrainingError(
                 f"{folder}: the snapshot cannot be written: {reason}; older ones are kept: free space there, and run "
                 "the same command with --resume"
