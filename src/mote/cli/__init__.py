@@ -15,7 +15,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     error is one line on stderr; the traceback is shown with --debug.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(run(arguments))
+    try:
+        code = run(arguments)
+    except KeyboardInterrupt:  # before or after the verb, where `run` does not see it
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
