@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import mote
-from mote.errors import CheckpointError, DataError, UnsupportedModelError
+from mote.errors import CheckpointError, DataError, MoteError, UnsupportedModelError
 
 
 @pytest.fixture
@@ -73,6 +73,12 @@ def test_errors_are_one_line(checkpoints, tmp_path):
     dense = checkpoints("aya_vision")[0]
     with pytest.raises(DataError, match=r"missing\.png"):
         mote.load(dense).ask(tmp_path / "missing.png", "What is this")
+    with pytest.raises(DataError, match="not valid Unicode"):  # as a shell passes bytes that are no UTF-8
+        mote.load(dense).ask(None, "What \udcff is this")
+    with pytest.raises(MoteError, match="device='tpu'"):
+        mote.load(dense, device="tpu")
+    with pytest.raises(UnsupportedModelError, match="int has no MoTE block"):
+        mote.pack(3)
     for path in dense.iterdir():
         if "token" in path.name or "process" in path.name:
             path.unlink()

@@ -23,7 +23,7 @@ def pack_model(model: nn.Module, config: PackConfig) -> nn.Module:
     UnsupportedModelError for a model without blocks, CheckpointError for a packed one, FormatError for NaN, Inf or an
     unpackable grid; then the model is as it was.
     """
-    found: list[Any] = blocks(model)
+    found: list[Any] = blocks(model) if isinstance(model, nn.Module) else []
     if not found:
         raise UnsupportedModelError(f"{type(model).__name__} has no MoTE block; up-cycle it first")
     contract = config.contract(found[0].mote, type(model).__name__)

@@ -182,7 +182,7 @@ def _problems_of_turns(messages: object, *, has_image: bool) -> list[str]:
         if not isinstance(message, dict) or not isinstance(message.get("value"), str):
             found.append(f'message {number} must be an object {{"from": ..., "value": text}}')
             continue
-        if not _is_unicode(message["value"]):
+        if not is_unicode(message["value"]):
             found.append(f"message {number} holds half of a surrogate pair; write the character itself")
         asked = number % 2 == 1
         if message.get("from") not in (HUMAN if asked else MODEL):
@@ -202,7 +202,7 @@ def _problems_of_turns(messages: object, *, has_image: bool) -> list[str]:
     return found
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """JSON can spell half a character (a lone \\ud800), which no tokenizer takes."""
     try:
         text.encode()

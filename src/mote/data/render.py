@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from mote.data.conversation import PLACEHOLDER, Conversation, Turn
+from mote.data.conversation import PLACEHOLDER, Conversation, Turn, is_unicode
 from mote.data.template import apply_template
 from mote.errors import DataError
 
@@ -100,9 +100,11 @@ class Renderer:
 
     def _check(self, turn: Turn, conversation: Conversation) -> None:
         """A text that spells a special token would become one, and so could end or forge a turn."""
+        where = conversation.where or conversation.id
+        if not is_unicode(turn.question + turn.answer):
+            raise DataError(f"{where}: the text is not valid Unicode; write it again in UTF-8")
         for token in self._reserved:
             if token in turn.question or token in turn.answer:
-                where = conversation.where or conversation.id
                 raise DataError(f"{where}: the text holds {token!r}, a token of the chat template; take it out")
 
     def _mask(self, piece: list[int], conversation: Conversation) -> list[bool]:

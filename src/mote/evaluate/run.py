@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import mote  # noqa: F401  registers the transformers plug-in
 from mote.checkpoint.atomic import new_directory
 from mote.checkpoint.lineage import Provenance, file_hash, seal
@@ -21,6 +19,7 @@ from mote.evaluate.scoring import questions_of, score_questions, show, shown_que
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model, open_processor
+from mote.model.precision import device_of
 
 MAJORITY = "majority answer of the training split"
 FEATURELESS = "the model without features"
@@ -127,10 +126,7 @@ def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
     """Model in the dtype of its tensors, in eval mode on the settings' device, and its processor or
     tokenizer.
     """
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = open_model(checkpoint).to(device).eval()
+    model = open_model(checkpoint).to(device_of(config.device)).eval()
     return model, open_processor(checkpoint, model)
 
 

@@ -1,4 +1,4 @@
-"""Which precision computes, and which tensors are fp32 whatever computes.
+"""Which device and which precision compute, and which tensors are fp32 whatever computes.
 
 bf16 arithmetic pays where the hardware has it; a processor without bf16 instructions emulates it at a fifth of the
 speed of fp32.
@@ -11,7 +11,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mote.errors import MoteError
+
 Precision = Literal["auto", "bf16", "fp32"]
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a setting. Raises MoteError for one that is not there."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MoteError(f"device={name!r}: {str(error).splitlines()[0]}; use auto or cpu") from None
+    return device
 
 
 def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> bool:

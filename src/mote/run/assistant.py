@@ -18,7 +18,7 @@ from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model, open_processor
-from mote.model.precision import autocast
+from mote.model.precision import autocast, device_of
 from mote.model.vision import connect, encoder_outputs
 
 MAX_NEW_TOKENS = 128
@@ -105,7 +105,7 @@ def load(directory: str | PathLike[str], *, device: str = "cpu") -> Assistant:
     or lacks a processor and tokenizer.
     """
     root = Path(directory)
-    model = open_model(root).to(device)
+    model = open_model(root).to(device_of(device))
     return Assistant(model, open_processor(root, model))
 
 

@@ -21,7 +21,7 @@ from mote.model.experts import FloatExperts
 from mote.model.families import PROJECTIONS, anatomy
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_processor
-from mote.model.precision import autocast, computes_in_bf16
+from mote.model.precision import autocast, computes_in_bf16, device_of
 from mote.model.vision import connect
 from mote.train.batches import Collator, ConversationDataset, EpochSampler
 from mote.train.config import Stage, TrainConfig
@@ -61,6 +61,8 @@ class Session:
         files: training conversations, and held-out ones for the probe. features: folder of the feature cache.
         """
         device = device_of(config.device)
+        if device.index:
+            raise MoteError(f"device={config.device!r}: the first visible one trains; choose by CUDA_VISIBLE_DEVICES")
         model = load_model(checkpoint).to(device)
         if broken := _not_finite(model):
             raise CheckpointError(f"{checkpoint}: {broken} holds NaN or Inf; train or fetch the checkpoint again")
@@ -276,21 +278,6 @@ class Session:
 def _not_finite(model: PreTrainedModel) -> str:
     """Name of the first parameter that holds NaN or Inf, or ""."""
     return next((name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())), "")
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a setting. Raises MoteError for one that is not there."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MoteError(f"device={name!r}: {str(error).splitlines()[0]}; use auto or cpu") from None
-    if device.index:
-        raise MoteError(f"device={name!r}: the first visible one is used; choose with CUDA_VISIBLE_DEVICES")
-    return device
 
 
 def _conversations(
