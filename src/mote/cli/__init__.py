@@ -1,7 +1,6 @@
-"""The command line. Each verb parses, calls one function, prints; nothing heavy is imported before a verb
-runs.
-"""
+"""The command line. Each verb parses, calls one function, prints; nothing heavy is imported before a verb runs."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +14,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     error is one line on stderr; the traceback is shown with --debug.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Other libraries' bars and notices would break into ours; whoever wants them sets these variables.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = run(arguments)
     except KeyboardInterrupt:  # before or after the verb, where `run` does not see it

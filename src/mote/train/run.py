@@ -65,7 +65,6 @@ def train(
         snapshot = newest_snapshot(work, key, resume=resume, force=force)
         if snapshot is None:
             shutil.rmtree(logs, ignore_errors=True)
-        _quiet_transformers()
         torch.manual_seed(config.seed)
         session = Session.open(checkpoint, config, recipe, files, features or own_features)
         if config.warm_start_epochs and snapshot is None:
@@ -90,11 +89,3 @@ def _data_files(data: Path, config: TrainConfig) -> tuple[Path, Path | None]:
         return data, None
     held_out = data / "val.jsonl"
     return data / "train.jsonl", held_out if held_out.is_file() and config.probe_conversations else None
-
-
-def _quiet_transformers() -> None:
-    """Its bars and notices would break our progress display."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

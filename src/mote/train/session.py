@@ -84,6 +84,7 @@ class Session:
             with progress_bar("Vision features") as bar:
                 task = bar.add_task("", total=None, note="")
                 source.fill(pictures, lambda done, total: bar.update(task, completed=done, total=total))
+                bar.update(task, completed=len(pictures), total=len(pictures))  # those the cache had included
             with torch.no_grad(), autocast(device, config.precision):
                 image_tokens = connect(model, source(pictures[:1])).shape[1]
 
