@@ -38,7 +38,8 @@ LOSS_STAGES = {"align": "I align", "instruct": "II instruct", "experts": "III ex
 def accuracy(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Bars with 95% intervals. scores: series -> skill or "average" -> {"value", "low", "high"}, from 0 to 1."""
     series = [name for name in SERIES if name in scores]
-    skills = list(dict.fromkeys(skill for name in series for skill in scores[name]))
+    named = dict.fromkeys(skill for name in series for skill in scores[name])
+    skills = sorted(named, key=lambda skill: skill == "average")  # the order of the scores, the average last
     width = 0.8 / max(1, len(series))
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
