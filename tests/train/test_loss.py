@@ -13,10 +13,11 @@ from mote.data.conversation import Conversation, Turn, read_conversations
 from mote.errors import DataError, TrainingError
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
+from mote.model.opening import open_model
 from mote.train import STAGES, TrainConfig
 from mote.train.batches import IGNORED, Collator, ConversationDataset, EpochSampler
 from mote.train.run import train
-from mote.train.trainable import load_model, select, widen
+from mote.train.trainable import select, widen
 from mote.train.trainer import StageTrainer, answer_logits, arguments
 
 Settings = Callable[..., TrainConfig]
@@ -37,7 +38,7 @@ class Fixed:
 
 
 def open_set(checkpoint: Path, data: Path, **options: Any) -> tuple[Any, ConversationDataset]:
-    model = load_model(checkpoint)
+    model = open_model(checkpoint, dtype="auto")
     select(model, STAGES["experts"].trains)
     widen(model)
     processor = AutoProcessor.from_pretrained(checkpoint)

@@ -135,7 +135,8 @@ except BaseException as error:
 
 def start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Other libraries' bars are off, as the command line has them.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
     assert process.stdout is not None

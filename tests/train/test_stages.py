@@ -14,13 +14,14 @@ from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import read_conversations
 from mote.errors import CheckpointError, DataError, RecipeError, TrainingError
 from mote.model.features import PictureFeatures
+from mote.model.opening import open_model
 from mote.model.precision import autocast
 from mote.train import STAGES, TrainConfig
 from mote.train.batches import Collator, ConversationDataset
 from mote.train.probes import held_out_loss, text_perplexity
 from mote.train.run import train
 from mote.train.session import Session
-from mote.train.trainable import load_model, select
+from mote.train.trainable import select
 
 Settings = Callable[..., TrainConfig]
 
@@ -48,11 +49,11 @@ def test_a_stage_moves_its_parts_and_leaves_the_rest_bit_equal(
 
 
 def test_masters_are_fp32_while_training(upcycled: Path, dense: Path) -> None:
-    model = load_model(upcycled)
+    model = open_model(upcycled, dtype="auto")
     select(model, STAGES["experts"].trains)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    model = load_model(dense)
+    model = open_model(dense, dtype="auto")
     select(model, STAGES["instruct"].trains)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}

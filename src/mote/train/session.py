@@ -20,7 +20,7 @@ from mote.model.block import blocks, context_of
 from mote.model.experts import FloatExperts
 from mote.model.families import PROJECTIONS, anatomy
 from mote.model.features import PictureFeatures
-from mote.model.opening import open_processor
+from mote.model.opening import open_model, open_processor
 from mote.model.precision import autocast, computes_in_bf16, device_of
 from mote.model.vision import connect
 from mote.train.batches import Collator, ConversationDataset, EpochSampler
@@ -28,7 +28,7 @@ from mote.train.config import Stage, TrainConfig
 from mote.train.probes import held_out_loss, text_perplexity
 from mote.train.snapshots import Snapshots, finish_step_on_interrupt, read_mark
 from mote.train.telemetry import Telemetry, TernaryWatch, progress_bar
-from mote.train.trainable import dtypes_of, load_model, select, settle, widen
+from mote.train.trainable import dtypes_of, select, settle, widen
 from mote.train.trainer import StageTrainer, arguments
 from mote.train.warm_start import warm_start
 
@@ -63,7 +63,7 @@ class Session:
         device = device_of(config.device)
         if device.index:
             raise MoteError(f"device={config.device!r}: the first visible one trains; choose by CUDA_VISIBLE_DEVICES")
-        model = load_model(checkpoint).to(device)
+        model = open_model(checkpoint, dtype="auto").to(device)
         if broken := _not_finite(model):
             raise CheckpointError(f"{checkpoint}: {broken} holds NaN or Inf; train or fetch the checkpoint again")
         dtypes = dtypes_of(model)

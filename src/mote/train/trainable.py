@@ -5,23 +5,14 @@ that it came with, but for routers and routed experts, which stay fp32, since th
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from mote.checkpoint.accounting import component_of
 from mote.errors import TrainingError
 from mote.model.block import MoteBlock
-from mote.model.opening import open_model
 from mote.train.config import STAGES
-
-
-def load_model(checkpoint: Path) -> PreTrainedModel:
-    """The model at `checkpoint`, whatever its task, in the dtypes of its tensors; routers and routed experts fp32."""
-    model: PreTrainedModel = open_model(checkpoint, dtype="auto")
-    return model
 
 
 def select(model: nn.Module, components: frozenset[str]) -> None:

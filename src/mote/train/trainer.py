@@ -18,7 +18,6 @@ from torch.nn import functional
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mote.errors import TrainingError
-from mote.model.families import anatomy
 from mote.model.precision import computes_in_bf16
 from mote.model.vision import encoder_outputs
 from mote.train.batches import IGNORED
@@ -33,8 +32,6 @@ def answer_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> tuple[Ten
     inputs: dict[str, Any] = dict(batch)
     features, labels_BT = inputs.pop("features", None), inputs.pop("labels")
     if features is not None:
-        # The connector's weights may be fp32 masters, stored bf16 or anything: its input takes their dtype.
-        features = features.to(_connector_dtype(model))
         inputs["mm_encoder_outputs"] = encoder_outputs(model, features)
     keep_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
     keep_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
@@ -189,8 +186,3 @@ def arguments(config: TrainConfig, work: Path, device: torch.device) -> Training
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
     )
-
-
-def _connector_dtype(model: nn.Module) -> torch.dtype:
-    connector = anatomy(model).connector
-    return next(connector.parameters()).dtype if connector is not None else torch.float32
