@@ -7,28 +7,49 @@
 
 namespace mote {
 
-// Far above any model and far below an int32 accumulator's or an int64 size's end: 2 * 128 * 2^22 = 2^30.
-constexpr int64_t kMaxCols = int64_t{1} << 22;
 constexpr int64_t kMaxRows = int64_t{1} << 31;
 
-int measure(int32_t format, int64_t rows, int64_t cols, int64_t group, Geometry *geometry) {
-  if (format != MOTE_2BIT && format != MOTE_BASE3)
-    return fail(MOTE_BAD_ARGUMENT, "packed format %d is unknown; use 1 (2bit) or 2 (base3)", format);
-  if (rows < 1 || rows > kMaxRows || cols < 1 || cols > kMaxCols)
-    return fail(MOTE_BAD_ARGUMENT, "a packed matrix of %" PRId64 " x %" PRId64 " is out of range (1 to %" PRId64
-                " rows, 1 to %" PRId64 " columns)", rows, cols, kMaxRows, kMaxCols);
+namespace {
+int64_t inputs_per_group(int32_t format) {
+  switch (format) {
+    case MOTE_2BIT: return 16;
+    case MOTE_BASE3: return 20;
+    case MOTE_INT4: return 8;
+    default: return 4;
+  }
+}
+
+int check_group(int32_t format, int64_t group) {
   if (group < 0 || group > kMaxCols)
     return fail(MOTE_BAD_ARGUMENT, "scale group of %" PRId64 " inputs is out of range (0 for none)", group);
   if (format == MOTE_2BIT && group % 16 != 0)
     return fail(MOTE_BAD_ARGUMENT, "2bit needs scale groups of a multiple of 16 inputs, not %" PRId64, group);
+  if (is_scaled(format) && (group < 1 || group > kMaxScaledGroup || group % inputs_per_group(format) != 0))
+    return fail(MOTE_BAD_ARGUMENT, "%s needs scale groups of a multiple of %" PRId64 " inputs up to %" PRId64
+                ", not %" PRId64, format == MOTE_INT4 ? "int4" : "int8", inputs_per_group(format), kMaxScaledGroup,
+                group);
+  if (is_float(format) && group != 0)
+    return fail(MOTE_BAD_ARGUMENT, "bf16 and f32 have no scale groups, not groups of %" PRId64, group);
+  return MOTE_OK;
+}
+}  // namespace
+
+int measure(int32_t format, int64_t rows, int64_t cols, int64_t group, Geometry *geometry) {
+  if (format < MOTE_2BIT || format > MOTE_F32)
+    return fail(MOTE_BAD_ARGUMENT, "packed format %d is unknown; use 1 (2bit), 2 (base3), 3 (int4), 4 (int8), 5 (bf16)"
+                " or 6 (f32)", format);
+  if (rows < 1 || rows > kMaxRows || cols < 1 || cols > kMaxCols)
+    return fail(MOTE_BAD_ARGUMENT, "a packed matrix of %" PRId64 " x %" PRId64 " is out of range (1 to %" PRId64
+                " rows, 1 to %" PRId64 " columns)", rows, cols, kMaxRows, kMaxCols);
+  if (int status = check_group(format, group)) return status;
   Geometry m{};
-  m.per_group = format == MOTE_2BIT ? 16 : 20;
+  m.per_group = inputs_per_group(format);
   m.strips = (rows + kStripRows - 1) / kStripRows;
   m.group = group ? group : cols;
   m.scales = (cols + m.group - 1) / m.group;
   m.kgs_full = (m.group + m.per_group - 1) / m.per_group;
   m.kgs = (m.scales - 1) * m.kgs_full + m.kgs_of(m.scales - 1, cols);
-  m.bytes = m.strips * m.kgs * kGroupBytes;
+  m.bytes = is_float(format) ? rows * cols * (format == MOTE_BF16 ? 2 : 4) : m.strips * m.kgs * kGroupBytes;
   *geometry = m;
   return MOTE_OK;
 }
@@ -59,6 +80,15 @@ void each_kgroup(const Geometry &m, int64_t cols, Visit visit) {
     }
   }
 }
+
+bool legal(int32_t format, uint8_t byte) {
+  switch (format) {
+    case MOTE_2BIT: return (byte & (byte >> 1) & 0x55) == 0;
+    case MOTE_BASE3: return byte <= 242;
+    case MOTE_INT8: return byte != 0;
+    default: return true;
+  }
+}
 }  // namespace
 }  // namespace mote
 
@@ -75,15 +105,18 @@ int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const i
               int64_t out_bytes) {
   Geometry m{};
   if (int status = measure(format, rows, cols, group, &m)) return status;
-  if (!q || !out || q_stride < cols) return fail(MOTE_BAD_ARGUMENT, "pack: null pointer, or a stride below the columns");
+  if (is_float(format)) return fail(MOTE_UNSUPPORTED, "pack: bf16 and f32 stay row-major; there is nothing to pack");
+  if (!q || !out || q_stride < cols || !fits(rows, q_stride))
+    return fail(MOTE_BAD_ARGUMENT, "pack: null pointer, or a stride below the columns or beyond all memory");
   if (out_bytes != m.bytes)
     return fail(MOTE_BAD_ARGUMENT, "pack: the output takes %" PRId64 " bytes, not %" PRId64, m.bytes, out_bytes);
+  const int low = format == MOTE_INT4 ? -8 : format == MOTE_INT8 ? -127 : -1, high = format == MOTE_INT4 ? 7 : -low;
   for (int64_t n = 0; n < rows; ++n)
     for (int64_t k = 0; k < cols; ++k)
-      if (q[n * q_stride + k] < -1 || q[n * q_stride + k] > 1)
-        return fail(MOTE_BAD_VALUE, "pack: value %d at [%" PRId64 ", %" PRId64 "] is not -1, 0 or 1",
-                    q[n * q_stride + k], n, k);
-  const int digits = static_cast<int>(m.per_group / 4);
+      if (q[n * q_stride + k] < low || q[n * q_stride + k] > high)
+        return fail(MOTE_BAD_VALUE, "pack: value %d at [%" PRId64 ", %" PRId64 "] is not in %d..%d",
+                    q[n * q_stride + k], n, k, low, high);
+  const int digits = static_cast<int>(m.per_group / 4), offset = digit_offset(format);
   each_kgroup(m, cols, [&](Place place) {
     for (int64_t n = 0; n < m.strips * kStripRows; ++n)
       for (int b = 0; b < 4; ++b) {
@@ -91,7 +124,7 @@ int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const i
         for (int p = 0; p < digits; ++p) {
           const int64_t i = p * 4 + b;
           const bool real = n < rows && i < place.n;
-          byte = static_cast<uint8_t>(byte + pack_digit(format, p, real ? q[n * q_stride + place.k0 + i] + 1 : 1));
+          byte = static_cast<uint8_t>(byte + pack_digit(format, p, offset + (real ? q[n * q_stride + place.k0 + i] : 0)));
         }
         out[(n / kStripRows * m.kgs + place.kg) * kGroupBytes + n % kStripRows * 4 + b] = byte;
       }
@@ -102,19 +135,20 @@ int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const i
 int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride) {
   Geometry m{};
   if (int status = measure(w, &m)) return status;
-  if (!q || q_stride < w->cols) return fail(MOTE_BAD_ARGUMENT, "unpack: null pointer, or a stride below the columns");
-  for (int64_t i = 0; i < m.bytes; ++i) {
-    const uint8_t byte = w->data[i];
-    if (w->format == MOTE_2BIT ? (byte & (byte >> 1) & 0x55) != 0 : byte > 242)
-      return fail(MOTE_BAD_VALUE, "unpack: byte %d at offset %" PRId64 " holds no ternary digits; the data is damaged",
-                  byte, i);
-  }
+  if (!q || q_stride < w->cols || !fits(w->rows, q_stride))
+    return fail(MOTE_BAD_ARGUMENT, "unpack: null pointer, or a stride below the columns or beyond all memory");
+  if (is_float(w->format)) return fail(MOTE_UNSUPPORTED, "unpack: bf16 and f32 are not packed");
+  for (int64_t i = 0; i < m.bytes; ++i)
+    if (!legal(w->format, w->data[i]))
+      return fail(MOTE_BAD_VALUE, "unpack: byte %d at offset %" PRId64 " is one that no packing writes; the data is damaged",
+                  w->data[i], i);
+  const int offset = digit_offset(w->format);
   each_kgroup(m, w->cols, [&](Place place) {
     for (int64_t n = 0; n < w->rows; ++n)
       for (int64_t i = 0; i < place.n; ++i) {
         const int64_t at = (n / kStripRows * m.kgs + place.kg) * kGroupBytes + n % kStripRows * 4 + i % 4;
         q[n * q_stride + place.k0 + i] =
-            static_cast<int8_t>(unpack_digit(w->format, static_cast<int>(i / 4), w->data[at]) - 1);
+            static_cast<int8_t>(unpack_digit(w->format, static_cast<int>(i / 4), w->data[at]) - offset);
       }
   });
   return MOTE_OK;

@@ -1,10 +1,12 @@
 // Geometry of the packed order (docs/reference/packed-format.md).
 //
 // A strip is 64 rows; along K it is a run of k-groups, 256 bytes each: byte (row % 64) * 4 + b of a k-group holds the
-// digits (w + 1) of inputs k0 + p * 4 + b, p = 0..: 2-bit sum digit << 2p (16 inputs), base-3 sum digit * 3^p (20).
-// A scale group starts on a fresh k-group; the digits of padding are 1, weight 0.
+// digits of inputs k0 + p * 4 + b, p = 0..: 2-bit sum digit << 2p (16 inputs), base-3 sum digit * 3^p (20), int4 sum
+// digit << 4p (8), int8 the digit itself (4). digit = weight + digit_offset. A scale group starts on a fresh k-group;
+// padding is weight 0. bf16 and f32 lie row-major; of their geometry only strips (blocks of 64 rows) and bytes count.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "mote.h"
 
@@ -13,8 +15,18 @@ namespace mote {
 constexpr int64_t kStripRows = 64;
 constexpr int64_t kGroupBytes = 256;
 
+// Far above any model and far below an int32 accumulator's or an int64 size's end: 2 * 128 * 2^22 = 2^30.
+constexpr int64_t kMaxCols = int64_t{1} << 22;
+
+// int4 and int8: an int32 holds the product of a group, 128 * 255 * 1024, and an fp32 the signed one exactly.
+constexpr int64_t kMaxScaledGroup = 1024;
+
+inline bool is_ternary(int32_t format) { return format == MOTE_2BIT || format == MOTE_BASE3; }
+inline bool is_scaled(int32_t format) { return format == MOTE_INT4 || format == MOTE_INT8; }
+inline bool is_float(int32_t format) { return format == MOTE_BF16 || format == MOTE_F32; }
+
 struct Geometry {
-  int64_t per_group;   // inputs of one k-group: 16 or 20
+  int64_t per_group;   // inputs of one k-group: 16, 20, 8 or 4
   int64_t strips;      // ceil(N / 64)
   int64_t group;       // inputs per scale group; K when there are none
   int64_t scales;      // scale groups along K (1 when there are none)
@@ -33,12 +45,25 @@ int measure(int32_t format, int64_t rows, int64_t cols, int64_t group, Geometry 
 // The same for a matrix with its data.
 int measure(const mote_matrix *w, Geometry *geometry);
 
+// Whether `n` rows at a stride, in elements of up to 8 bytes, can be addressed at all.
+inline bool fits(int64_t n, int64_t stride) { return n < 1 || stride <= (int64_t{1} << 59) / n; }
+
+inline int digit_offset(int32_t format) { return format == MOTE_INT4 ? 8 : format == MOTE_INT8 ? 128 : 1; }
 inline uint8_t pack_digit(int32_t format, int p, int digit) {
   constexpr int power[5] = {1, 3, 9, 27, 81};
-  return static_cast<uint8_t>(format == MOTE_2BIT ? digit << (2 * p) : digit * power[p]);
+  if (format == MOTE_BASE3) return static_cast<uint8_t>(digit * power[p]);
+  return static_cast<uint8_t>(digit << (format == MOTE_2BIT ? 2 : 4) * p);
 }
 inline int unpack_digit(int32_t format, int p, uint8_t byte) {
   constexpr int power[5] = {1, 3, 9, 27, 81};
-  return format == MOTE_2BIT ? (byte >> (2 * p)) & 3 : byte / power[p] % 3;
+  if (format == MOTE_BASE3) return byte / power[p] % 3;
+  if (format == MOTE_2BIT) return (byte >> (2 * p)) & 3;
+  return format == MOTE_INT4 ? (byte >> (4 * p)) & 15 : byte;
+}
+inline float bf16_to_float(uint16_t bits) {
+  const uint32_t wide = uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &wide, sizeof value);
+  return value;
 }
 }  // namespace mote

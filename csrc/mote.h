@@ -20,18 +20,26 @@ extern "C" {
 #define MOTE_API __attribute__((visibility("default")))
 
 /* Raised whenever a signature or the packed order changes; the caller compares it with its own. */
-#define MOTE_ABI 1
+#define MOTE_ABI 2
 
-enum { MOTE_OK = 0, MOTE_BAD_ARGUMENT = 1, MOTE_BAD_VALUE = 2, MOTE_NO_MEMORY = 3, MOTE_UNSUPPORTED = 4 };
-enum { MOTE_2BIT = 1, MOTE_BASE3 = 2 };                       /* formats */
-enum { MOTE_TENSOR = 0, MOTE_ROW = 1, MOTE_GROUP = 2 };       /* scales: one, one per row [N], one per row and group [N,G] */
+enum {
+  MOTE_OK = 0, MOTE_BAD_ARGUMENT = 1, MOTE_BAD_VALUE = 2, MOTE_NO_MEMORY = 3, MOTE_UNSUPPORTED = 4, MOTE_CANCELLED = 5
+};
+/* Formats. 2bit, base3 (ternary), int4, int8 lie packed in strips; bf16 and f32 row-major [N, K], as in any checkpoint. */
+enum { MOTE_2BIT = 1, MOTE_BASE3 = 2, MOTE_INT4 = 3, MOTE_INT8 = 4, MOTE_BF16 = 5, MOTE_F32 = 6 };
+enum { MOTE_TENSOR = 0, MOTE_ROW = 1, MOTE_GROUP = 2 };       /* ternary scales: one, [N], or [N, G] */
 
-/* One packed matrix. group: inputs per scale group (0: none); each scale group starts on a fresh k-group. */
+/* One matrix W [N, K] with all that its product needs.
+ * group: inputs per scale group (0: none); each scale group starts on a fresh k-group. int4 and int8 always have groups.
+ * scale: 2bit, base3: fp32, as granularity says; int4, int8: bf16 [strips, G, 64]; bf16, f32: NULL. */
 typedef struct {
   const uint8_t *data;
   int64_t bytes;  /* size of data; must be what mote_packed_bytes says */
+  const void *scale;
+  int64_t scales; /* numbers at scale */
+  const float *bias; /* [N], added last, or NULL */
   int64_t rows, cols, group;
-  int32_t format;
+  int32_t format, granularity;
 } mote_matrix;
 
 MOTE_API int mote_abi(void);
@@ -39,7 +47,7 @@ MOTE_API const char *mote_version(void);
 MOTE_API const char *mote_last_error(void);
 
 /* Name of the kernels in use: the best that this CPU runs, or the one that the environment variable MOTE_ISA names
- * (scalar, avx2, avx512vnni). NULL, with an error, when MOTE_ISA names none that runs here. */
+ * (scalar, avx2, avx512vnni, neon). NULL, with an error, when MOTE_ISA names none that runs here. */
 MOTE_API const char *mote_isa(void);
 /* Space-separated names of those that run here, best first. */
 MOTE_API const char *mote_isas(void);
@@ -59,18 +67,93 @@ MOTE_API int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride);
 MOTE_API int mote_quantize_activation(const float *x, int64_t tokens, int64_t cols, int64_t x_stride, int8_t *x_q,
                                       int64_t x_q_stride, float *s);
 
-/* y int32 [T, N] = x_q [T, K] . W^T, exact. threads: at most that many run (1 or more). The bytes of w are not
- * checked for legal digits here: illegal ones give wrong numbers, never a wild access. */
-MOTE_API int mote_ternary_matmul_i32(const mote_matrix *w, const int8_t *x_q, int64_t tokens, int64_t x_stride,
-                                     int32_t *y, int64_t y_stride, int32_t threads);
+/* y int32 [T, N] = x_q [T, K] . W^T, exact, whatever the scales: for tests and for the curious. Not for bf16, f32. */
+MOTE_API int mote_matmul_i32(const mote_matrix *w, const int8_t *x_q, int64_t tokens, int64_t x_stride, int32_t *y,
+                             int64_t y_stride, int32_t threads);
 
-/* y fp32 [T, N]. With acc the exact integers, in fp32, each operation rounded once and none fused:
- *   MOTE_TENSOR, MOTE_ROW:  y = float(acc) * (s[t] * scale[n])
- *   MOTE_GROUP:             y = 0; for g in order: y = y + float(acc_g) * scale[n, g];  then y = y * s[t]
- * scales: number of floats at scale (1, N or N * G). */
-MOTE_API int mote_ternary_linear_f32(const mote_matrix *w, const float *scale, int64_t scales, int32_t granularity,
-                                     const int8_t *x_q, int64_t tokens, int64_t x_stride, const float *s, float *y,
-                                     int64_t y_stride, int32_t threads);
+/* y fp32 [T, N] = x fp32 [T, K] . W^T (+ bias), in fp32, each operation rounded once, in this order, none fused:
+ *   2bit, base3   x to int8 per token (x_q, s); acc exact;  MOTE_TENSOR, MOTE_ROW  y = float(acc) * (s * scale)
+ *                 MOTE_GROUP  y = 0; for g in order: y = y + float(acc_g) * scale[n, g];  then y = y * s
+ *   int4, int8    x to int8 per token and scale group (x_q, s_g); y = 0; for g in order: y = y + float(acc_g) *
+ *                 (scale[n, g] * s_g)
+ *   bf16, f32     16 running sums, sum j over inputs k = j modulo 16 in order, each step one fused multiply-add; then
+ *                 sum j += sum j + h for h = 8, 4, 2, 1.
+ * A row's bits depend on its own x only: not on the other tokens, the ISA (bf16 and f32: where fused multiply-add is
+ * exact) or threads. Bytes of w are not checked for legal digits: illegal ones give wrong numbers, never a wild access. */
+MOTE_API int mote_linear_f32(const mote_matrix *w, const float *x, int64_t tokens, int64_t x_stride, float *y,
+                             int64_t y_stride, int32_t threads);
+
+/* y fp32 [n, K] = dequantised rows of int4, int8, bf16 or f32: the look-up of an embedding. */
+MOTE_API int mote_rows_f32(const mote_matrix *w, const int64_t *rows, int64_t n, float *y, int64_t y_stride);
+
+/* ---- one feed-forward layer: a shared expert, routed experts, or both ---- */
+typedef struct {
+  mote_matrix gate, up, down; /* [F, H], [F, H], [H, F]; no biases */
+} mote_expert;
+
+enum { MOTE_ADD = 0, MOTE_CONVEX = 1 };
+/* y = S + sum_k gate_k R_k (add) or (1 - sum_k gate_k) S + sum_k gate_k R_k (convex); expert(h) = down(silu(gate h) * up h).
+ * In fp32, from 0: routed experts are added by rank, the shared one last; nothing is fused.
+ * Router: logits = router . h in fp32, p = softmax, the top_k largest logits (the lowest index among equals), gate = p,
+ * divided by their sum with renormalize. A dense layer is one with a shared expert only. */
+typedef struct {
+  const mote_expert *shared;  /* NULL: none */
+  const mote_expert *experts; /* [num_experts] */
+  const float *router;        /* fp32 [num_experts, H] */
+  int32_t num_experts, top_k, combine, renormalize;
+} mote_ffn;
+
+/* h fp32 [T, H] -> y fp32 [T, H]. expert int32 [T, top_k], gate fp32 [T, top_k]: the route taken, or NULL. */
+MOTE_API int mote_ffn_f32(const mote_ffn *ffn, const float *h, int64_t tokens, int64_t h_stride, float *y,
+                          int64_t y_stride, int32_t *expert, float *gate, int32_t threads);
+
+/* ---- a decoder of the Llama family: pre-norm, rotary positions, grouped-query attention ---- */
+#define MOTE_KV_TOKENS 32 /* tokens of one block of the key-value cache */
+
+typedef struct {
+  const float *input_norm, *post_norm; /* fp32 [H] */
+  const float *q_norm, *k_norm;        /* fp32 [D], over each head, or NULL */
+  mote_matrix q, k, v, o;              /* [heads * D, H], [kv_heads * D, H] twice, [H, heads * D] */
+  mote_ffn ffn;
+} mote_layer;
+
+typedef struct {
+  const mote_layer *layers;
+  int64_t num_layers, hidden, heads, kv_heads, head_dim;
+  const float *final_norm; /* fp32 [H] */
+  mote_matrix head;        /* [V, H] */
+  const float *inv_freq;   /* fp32 [D / 2]: rotary frequencies */
+  float rope_factor;       /* what cosines and sines are multiplied by (1 but for some long-context scalings) */
+  float eps;               /* of the norms */
+  float attention_scale;   /* usually D^-1/2 */
+  int32_t kv_format;       /* MOTE_BF16 or MOTE_F32: keys and values in the cache */
+} mote_decoder;
+
+/* New tokens of one sequence. blocks: of mote_kv_block_bytes each, holding `start` tokens already, with room for all. */
+typedef struct {
+  int64_t start, tokens;
+  void *const *blocks;
+  int64_t num_blocks;
+} mote_span;
+
+/* Where the time of a forward pass went, in nanoseconds, added to what is there. */
+enum {
+  MOTE_NORMS = 0, MOTE_PROJECTIONS = 1, MOTE_ATTENTION = 2, MOTE_ROUTER = 3, MOTE_EXPERTS = 4, MOTE_HEAD = 5,
+  MOTE_PARTS = 6
+};
+
+/* Bytes of one block of the key-value cache, all layers together, or -1 with an error. */
+MOTE_API int64_t mote_kv_block_bytes(const mote_decoder *decoder);
+
+/* One forward pass over the new tokens of several sequences, x fp32 [T, H] (embeddings, span after span; overwritten).
+ * Keys and values go into the blocks. logits fp32 [num_rows, V] of the tokens rows[0..num_rows) (indices into T).
+ * expert int32 [num_layers, T, top_k] and gate fp32 of the same shape, or NULL: the routes (-1 in a dense layer;
+ * top_k is the largest of all layers'). cancel: read between layers, a value other than 0 ends with MOTE_CANCELLED;
+ * or NULL. nanoseconds: [MOTE_PARTS] or NULL. Rows of logits are bit-equal whatever else is in the batch, however the
+ * sequence was cut into calls, and for any number of threads. */
+MOTE_API int mote_decoder_f32(const mote_decoder *decoder, float *x, const mote_span *spans, int64_t num_spans,
+                              const int64_t *rows, int64_t num_rows, float *logits, int32_t *expert, float *gate,
+                              const int32_t *cancel, int64_t *nanoseconds, int32_t threads);
 
 #if defined(__cplusplus)
 }

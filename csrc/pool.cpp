@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -14,6 +15,23 @@ namespace mote {
 namespace {
 
 constexpr int32_t kMaxThreads = 256;
+// A forward pass is hundreds of parallel regions a few microseconds apart, and waking a sleeping thread costs as much as
+// a small region: a thread looks this many times for the next one (some 50 us) before it sleeps.
+constexpr int kLooks = 1500;
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Looks at `value` until it passes `test`, a bounded number of times.
+template <class Test>
+void look(const std::atomic<int32_t> &value, Test test) {
+  for (int i = 0; i < kLooks && !test(value.load(std::memory_order_acquire)); ++i) pause();
+}
 
 struct Job {
   void (*work)(void *, int64_t);
@@ -28,6 +46,8 @@ struct Job {
 
 class Pool {
  public:
+  std::atomic_flag busy = ATOMIC_FLAG_INIT;
+
   void run(Job &job, int32_t helpers) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -37,8 +57,12 @@ class Pool {
     }
     wake_.notify_all();
     job.run();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      wanted_ = 0;  // no thread that comes from here on joins in
+    }
+    look(active_, [](int32_t active) { return active == 0; });
     std::unique_lock<std::mutex> lock(mutex_);
-    wanted_ = 0;  // no thread that wakes from here on joins in
     done_.wait(lock, [this] { return active_ == 0; });
     job_ = nullptr;
   }
@@ -47,14 +71,15 @@ class Pool {
   void grow(int32_t helpers) {
     try {
       while (static_cast<int32_t>(threads_.size()) < helpers) threads_.emplace_back([this] { serve(); });
-    } catch (const std::system_error &) {
-      // The system has no more threads to give: go on with those there are.
+    } catch (const std::exception &) {
+      // The system has no more threads, or memory for them, to give: go on with those there are.
     }
   }
 
   void serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      look(wanted_, [](int32_t wanted) { return wanted > 0; });
+      std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [this] { return wanted_ > 0; });
       --wanted_;
       ++active_;
@@ -70,17 +95,14 @@ class Pool {
   std::condition_variable wake_, done_;
   std::vector<std::thread> threads_;
   Job *job_ = nullptr;
-  int32_t wanted_ = 0, active_ = 0;
+  std::atomic<int32_t> wanted_{0}, active_{0};  // written under the mutex
 };
 
 // Never destroyed: its threads wait until the process ends. A forked child has none of them, so it starts a new pool.
+// Without memory for one there is none, and callers work alone.
 Pool *pool = nullptr;
-std::atomic_flag *busy = nullptr;
 
-void start_pool() {
-  pool = new Pool;
-  busy = new std::atomic_flag ATOMIC_FLAG_INIT;
-}
+void start_pool() { pool = new (std::nothrow) Pool; }
 std::once_flag once;
 }  // namespace
 
@@ -92,9 +114,9 @@ void parallel_for(int32_t threads, int64_t tasks, void (*work)(void *, int64_t),
       start_pool();
       pthread_atfork(nullptr, nullptr, start_pool);
     });
-    if (!busy->test_and_set(std::memory_order_acquire)) {
+    if (pool && !pool->busy.test_and_set(std::memory_order_acquire)) {
       pool->run(job, helpers);
-      busy->clear(std::memory_order_release);
+      pool->busy.clear(std::memory_order_release);
       return;
     }
   }

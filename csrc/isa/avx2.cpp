@@ -3,31 +3,16 @@
 // A pair is at most 2 * 2 * 128 = 512 in magnitude, so 64 of them fit an int16 lane (-32768..32512) before it must be
 // widened to int32: 64 quads of inputs, 16 k-groups in 2-bit and 12 (60 quads) in base-3. A register holds 8 rows x 4
 // consecutive inputs. Legend: quad = 4 consecutive inputs; a tile is [quad][64 rows][4] digits, 256 bytes a quad.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "format.h"
-#include "isa/isa.h"
+#include "isa/avx2.h"
 
-namespace mote {
+namespace mote::avx2 {
 namespace {
 
-using V = __m256i;
-
 constexpr int64_t kQuads = 64;          // of one block
-constexpr int64_t kPrefetch = 2048;     // bytes ahead of the stream of weights
-
-inline V load(const void *p) { return _mm256_loadu_si256(static_cast<const V *>(p)); }
-inline void store(void *p, V v) { _mm256_storeu_si256(static_cast<V *>(p), v); }
-inline V broadcast(const int8_t *x) {
-  int32_t quad;
-  std::memcpy(&quad, x, sizeof quad);
-  return _mm256_set1_epi32(quad);
-}
-inline V multiply_add(V acc, V digits, V x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(digits, x)); }
-inline V widen(V acc16) { return _mm256_madd_epi16(acc16, _mm256_set1_epi16(1)); }
 
 inline V digit_2bit(V bytes, int p) {
   return _mm256_and_si256(_mm256_srli_epi16(bytes, 2 * p), _mm256_set1_epi8(3));
@@ -86,6 +71,7 @@ void unpack(const uint8_t *strip, int64_t groups, uint8_t *tile) {
     const V quad = broadcast(x##t + 4 * k);      \
     a##t##0 = multiply_add(a##t##0, w0, quad);   \
     a##t##1 = multiply_add(a##t##1, w1, quad);   \
+    pin(a##t##0), pin(a##t##1);                  \
   }
 #define ADD(t)                                                                                 \
   if constexpr (t < T) {                                                                       \
@@ -162,8 +148,7 @@ void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *a
     const int64_t count = std::min(Layout<F>::groups, groups - start);
     FOR_ROWS(ZERO)
     for (int64_t g = 0; g < count; ++g, strip += kGroupBytes, x += 4 * Layout<F>::quads) {
-      for (int64_t line = 0; line < kGroupBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char *>(strip) + kPrefetch + line, _MM_HINT_T0);
+      prefetch_group(strip);
       const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
       const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
       FOR_ROWS(MULTIPLY)
@@ -195,8 +180,10 @@ void dot(int32_t format, const uint8_t *strip, int64_t groups, const int8_t *x, 
   }
 }
 
-bool usable() { return __builtin_cpu_supports("avx2"); }
+bool usable() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 }  // namespace
+}  // namespace mote::avx2
 
-const Isa kAvx2 = {"avx2", usable, dot};
+namespace mote {
+const Isa kAvx2 = {"avx2", avx2::usable, avx2::dot, avx2::dot_scaled, &kAvx2Floats};
 }  // namespace mote

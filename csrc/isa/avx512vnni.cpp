@@ -3,30 +3,16 @@
 // A register holds 16 rows x 4 consecutive inputs, a quarter of a k-group's 256 bytes. One token (GEMV) is decoded in
 // registers straight from the stream of weights; more tokens share a tile of digits unpacked once into L1. Legend:
 // quad = 4 consecutive inputs; a tile is [quad][64 rows][4] digits, 256 bytes a quad.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "format.h"
-#include "isa/isa.h"
+#include "isa/avx512vnni.h"
 
-namespace mote {
+namespace mote::avx512vnni {
 namespace {
 
-using V = __m512i;
-
-constexpr int64_t kQuads = 100;       // of one tile: 25 KiB
-constexpr int64_t kPrefetch = 4096;   // bytes ahead of the stream of weights
-
-inline V load(const void *p) { return _mm512_loadu_si512(p); }
-inline void store(void *p, V v) { _mm512_storeu_si512(p, v); }
-inline V broadcast(const int8_t *x) {
-  int32_t quad;
-  std::memcpy(&quad, x, sizeof quad);
-  return _mm512_set1_epi32(quad);
-}
-inline V bytes_of(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+constexpr int64_t kQuads = 100;  // of one tile: 25 KiB
 
 // The four low base-3 digits of a byte below 81, as the four digits of a 2-bit byte.
 struct Table {
@@ -167,8 +153,7 @@ void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *a
   static_assert(81u * static_cast<uint32_t>(kInverse81) == 1u);
   FOR_ROWS(ZERO)
   for (int64_t g = 0; g < groups; ++g, strip += kGroupBytes, x += 4 * kQuadsOf<F>) {
-    for (int64_t line = 0; line < kGroupBytes; line += 64)
-      _mm_prefetch(reinterpret_cast<const char *>(strip) + kPrefetch + line, _MM_HINT_T0);
+    prefetch_group(strip);
     const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
     const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
     FOR_ROWS(MULTIPLY)
@@ -201,11 +186,17 @@ void dot(int32_t format, const uint8_t *strip, int64_t groups, const int8_t *x, 
 }
 
 bool usable() {
+#if defined(MOTE_EMULATE_AVX512)
+  return true;
+#else
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+#endif
 }
 }  // namespace
+}  // namespace mote::avx512vnni
 
-const Isa kAvx512Vnni = {"avx512vnni", usable, dot};
+namespace mote {
+const Isa kAvx512Vnni = {"avx512vnni", avx512vnni::usable, avx512vnni::dot, avx512vnni::dot_scaled, &kAvx512Floats};
 }  // namespace mote

@@ -1,4 +1,5 @@
-// The plain kernel: one k-group's digits of one row at a time. It is the C++ specification of the others.
+// The plain kernel: one digit of one row at a time. It is the C++ specification of the others.
+#include <algorithm>
 #include <cstring>
 
 #include "format.h"
@@ -25,8 +26,32 @@ void dot(int32_t format, const uint8_t *strip, int64_t groups, const int8_t *x, 
     }
 }
 
+// y = y + float(acc) * (scale * s), scale group after scale group, each operation rounded once.
+void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR) {
+  const int64_t per_group = w.format == MOTE_INT4 ? 8 : 4;
+  const int offset = digit_offset(w.format);
+  const uint8_t *data = w.data;
+  std::fill_n(y_TR, tokens * kStripRows, 0.0f);
+  for (int64_t g = 0; g < w.scale_groups; ++g) {
+    const int64_t k0 = g * w.group, n = std::min(w.group, w.cols - k0), stored = (n + per_group - 1) / per_group;
+    for (int64_t r = 0; r < kStripRows; ++r) {
+      const float scale = bf16_to_float(w.scale_GR[g * kStripRows + r]);
+      for (int64_t t = 0; t < tokens; ++t) {
+        int32_t acc = 0;
+        for (int64_t k = 0; k < n; ++k) {
+          const uint8_t byte = data[k / per_group * kGroupBytes + r * 4 + k % 4];
+          acc += (unpack_digit(w.format, static_cast<int>(k % per_group / 4), byte) - offset) * x.x[t * x.stride + k0 + k];
+        }
+        float *y = y_TR + t * kStripRows + r;
+        *y = *y + static_cast<float>(acc) * (scale * x.s_TG[t * w.scale_groups + g]);
+      }
+    }
+    data += stored * kGroupBytes;
+  }
+}
+
 bool usable() { return true; }
 }  // namespace
 
-const Isa kScalar = {"scalar", usable, dot};
+const Isa kScalar = {"scalar", usable, dot, dot_scaled, &kScalarFloats};
 }  // namespace mote

@@ -14,6 +14,9 @@ const Isa *const kBestFirst[] = {
 #if defined(MOTE_X86)
     &kAvx512Vnni, &kAvx2,
 #endif
+#if defined(MOTE_ARM)
+    &kNeon,
+#endif
     &kScalar,
 };
 

@@ -1,4 +1,4 @@
-"""Every native kernel against the plain reference: the same bits, at awkward shapes, on 1 and 2 threads."""
+"""Every native kernel against the plain reference: the same bits, at awkward shapes, on 1, 2 and 5 threads."""
 
 from collections.abc import Iterator
 
@@ -8,9 +8,14 @@ from torch import Tensor
 
 from mote import kernels
 from mote.kernels import reference
+from mote.ternary.codecs import CODECS as ALL
+from mote.ternary.codecs import scales_to_strips
 
 ISAS = kernels.info()["isas"]
-CODECS = ("2bit", "base3")
+TERNARY = ("2bit", "base3")
+# (codec, inputs per scale group); 40 is no divisor of a tile, 512 is larger than one
+FORMATS = [("2bit", 0), ("base3", 0), ("2bit", 48), ("base3", 48), ("base3", 60)]
+FORMATS += [(codec, group) for codec in ("int4", "int8") for group in (8, 32, 40, 64, 128, 512)]
 # (N, K, T): one of everything, edges of strips (64), k-groups (16, 20), tiles (6 and 4 tokens) and blocks
 # (100 and 64 quads of inputs; 240 tokens).
 SHAPES = [
@@ -25,7 +30,9 @@ SHAPES = [
     (66, 1031, 4),
     (5, 37, 481),
     (192, 576, 13),
-    (320, 1100, 9),  # enough work that a second thread joins in
+    (576, 1536, 2),
+    (896, 4864, 1),
+    (320, 1100, 9),  # enough work that other threads join in
 ]
 
 
@@ -36,94 +43,129 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     kernels.select_isa(None)
 
 
-def random_case(rows: int, cols: int, tokens: int) -> tuple[Tensor, Tensor]:
+def random_case(codec: str, rows: int, cols: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Legal weights int8 [N, K] and any integers int8 [T, K]."""
     generator = torch.Generator().manual_seed(rows * 1_000_003 + cols * 1009 + tokens)
-    q_NK = torch.randint(-1, 2, (rows, cols), dtype=torch.int8, generator=generator)
+    low, high = ALL[codec].low, ALL[codec].high
+    q_NK = torch.randint(low, high + 1, (rows, cols), dtype=torch.int8, generator=generator)
     x_q = torch.randint(-128, 128, (tokens, cols), dtype=torch.int8, generator=generator)
     return q_NK, x_q
 
 
-@pytest.mark.parametrize("codec", CODECS)
+def random_scales(codec: str, granularity: str, rows: int, cols: int, group: int) -> Tensor:
+    groups = -(-cols // group) if group else 1
+    generator = torch.Generator().manual_seed(rows + cols + group)
+    shape = {"tensor": (), "row": (rows,), "group": (rows, groups)}[granularity]
+    scale = torch.rand(shape, generator=generator) * 0.01
+    return scale if codec in TERNARY else scales_to_strips(scale)
+
+
+def random_inputs(tokens: int, cols: int) -> Tensor:
+    generator = torch.Generator().manual_seed(tokens + cols)
+    return torch.randn(tokens, cols, generator=generator) * torch.rand(tokens, 1, generator=generator) * 9
+
+
+@pytest.mark.parametrize(("codec", "group"), FORMATS)
 @pytest.mark.parametrize(("rows", "cols", "tokens"), SHAPES)
-def test_integers_are_exact(isa: str, codec: str, rows: int, cols: int, tokens: int) -> None:
-    q_NK, x_q = random_case(rows, cols, tokens)
-    packed = reference.pack(q_NK, codec)
-    expected = reference.ternary_matmul(packed, codec, rows, cols, x_q)
-    assert torch.equal(expected, (x_q.double() @ q_NK.double().t()).to(torch.int32))
-    for threads in (1, 2):
-        poisoned = torch.full((tokens, rows), -(2**31), dtype=torch.int32)
-        got = kernels.ternary_matmul(packed, codec, rows, cols, x_q, threads=threads, out=poisoned)
+def test_integers_are_exact(isa: str, codec: str, group: int, rows: int, cols: int, tokens: int) -> None:
+    q_NK, x_q = random_case(codec, rows, cols, tokens)
+    packed = reference.pack(q_NK, codec, group)
+    expected = (x_q.double() @ q_NK.double().t()).to(torch.int32)
+    assert torch.equal(expected, reference.matmul_i32(packed, codec, rows, cols, x_q, group))
+    for threads in (1, 2, 5):
+        poisoned = torch.full((tokens, rows), -7, dtype=torch.int32)
+        got = kernels.matmul_i32(packed, codec, rows, cols, x_q, group, threads=threads, out=poisoned)
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize(
+    ("codec", "granularity", "group"),
+    [(codec, granularity, 0) for codec in TERNARY for granularity in ("tensor", "row")]
+    + [(codec, "group", group) for codec, group in FORMATS if group],
+)
 @pytest.mark.parametrize(("rows", "cols", "tokens"), SHAPES)
 def test_scaled_outputs_have_the_same_bits(
-    isa: str, codec: str, granularity: str, rows: int, cols: int, tokens: int
+    isa: str, codec: str, granularity: str, group: int, rows: int, cols: int, tokens: int
 ) -> None:
-    q_NK, x_q = random_case(rows, cols, tokens)
-    group = 48 if granularity == "group" else 0
+    q_NK, _ = random_case(codec, rows, cols, tokens)
     packed = reference.pack(q_NK, codec, group)
-    s = torch.rand(tokens) * 0.1
-    shape = {"tensor": (), "row": (rows,), "group": (rows, -(-cols // 48))}[granularity]
-    scale = torch.rand(shape) * 0.01
-    arguments = (packed, scale, codec, rows, cols, group, granularity, x_q, s)
-    expected = reference.ternary_linear(*arguments)
-    for threads in (1, 2):
-        poisoned = torch.full((tokens, rows), float("nan"))
-        got = kernels.ternary_linear(*arguments, threads=threads, out=poisoned)
-        assert torch.equal(got, expected)
+    scale = random_scales(codec, granularity, rows, cols, group)
+    arguments = (packed, scale, codec, rows, cols, group, granularity, random_inputs(tokens, cols))
+    for bias in (None, torch.linspace(-1, 1, rows)):
+        expected = reference.linear(*arguments, bias=bias)
+        for threads in (1, 2, 5):
+            poisoned = torch.full((tokens, rows), float("nan"))
+            got = kernels.linear(*arguments, bias=bias, threads=threads, out=poisoned)
+            assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 60), ("int4", 32), ("int8", 64)])
+def test_a_row_depends_on_its_own_token_only(isa: str, codec: str, group: int) -> None:
+    q_NK, _ = random_case(codec, 100, 200, 1)
+    packed = reference.pack(q_NK, codec, group)
+    granularity = "group" if group else "row"
+    scale = random_scales(codec, granularity, 100, 200, group)
+    x = random_inputs(11, 200)
+    together = kernels.linear(packed, scale, codec, 100, 200, group, granularity, x)
+    alone = [kernels.linear(packed, scale, codec, 100, 200, group, granularity, row[None]) for row in x]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 0), ("int4", 1024), ("int8", 1024)])
 @pytest.mark.parametrize("value", [-128, 127])
-@pytest.mark.parametrize("weight", [-1, 1])
+@pytest.mark.parametrize("extreme", ["low", "high"])
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_extremes_do_not_overflow(isa: str, codec: str, value: int, weight: int, tokens: int) -> None:
+def test_extremes_do_not_overflow(isa: str, codec: str, group: int, value: int, extreme: str, tokens: int) -> None:
+    weight = getattr(ALL[codec], extreme)
     q_NK = torch.full((70, 4111), weight, dtype=torch.int8)
     x_q = torch.full((tokens, 4111), value, dtype=torch.int8)
-    got = kernels.ternary_matmul(kernels.pack(q_NK, codec), codec, 70, 4111, x_q, threads=1)
+    got = kernels.matmul_i32(kernels.pack(q_NK, codec, group), codec, 70, 4111, x_q, group, threads=1)
     assert torch.equal(got, torch.full((tokens, 70), weight * value * 4111, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", sorted(ALL))
 def test_scale_groups_larger_than_the_matrix_and_of_one_k_group(isa: str, codec: str) -> None:
     for group in (16, 32, 320):
-        q_NK, x_q = random_case(67, 100, 3)
+        q_NK, x_q = random_case(codec, 67, 100, 3)
         packed = reference.pack(q_NK, codec, group)
-        got = kernels.ternary_matmul(packed, codec, 67, 100, x_q, group)
-        assert torch.equal(got, reference.ternary_matmul(packed, codec, 67, 100, x_q, group))
+        got = kernels.matmul_i32(packed, codec, 67, 100, x_q, group)
+        assert torch.equal(got, reference.matmul_i32(packed, codec, 67, 100, x_q, group))
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_rows_of_any_stride_and_weights_of_any_alignment(isa: str, codec: str) -> None:
-    q_NK, _ = random_case(70, 100, 1)
-    packed = reference.pack(q_NK, codec)
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 0), ("base3", 60), ("int4", 32), ("int8", 32)])
+def test_rows_of_any_stride_and_weights_of_any_alignment(isa: str, codec: str, group: int) -> None:
+    q_NK, _ = random_case(codec, 70, 100, 1)
+    packed = reference.pack(q_NK, codec, group)
     moved = torch.empty(packed.numel() + 3, dtype=torch.uint8)[3:]
     moved.copy_(packed.flatten())
     wide = torch.randint(-128, 128, (5, 170), dtype=torch.int8)
     out = torch.full((5, 200), -7, dtype=torch.int32)
-    kernels.ternary_matmul(moved, codec, 70, 100, wide[:, 13:113], out=out[:, 60:130])
-    assert torch.equal(out[:, 60:130], reference.ternary_matmul(packed, codec, 70, 100, wide[:, 13:113]))
+    kernels.matmul_i32(moved, codec, 70, 100, wide[:, 13:113], group, out=out[:, 60:130])
+    assert torch.equal(out[:, 60:130], reference.matmul_i32(packed, codec, 70, 100, wide[:, 13:113], group))
     assert bool((out[:, :60] == -7).all())
     assert bool((out[:, 130:] == -7).all())
+    granularity = "group" if group else "row"
+    scale = random_scales(codec, granularity, 70, 100, group)
+    floats, x = torch.full((5, 200), -7.0), random_inputs(5, 170)[:, 13:113]
+    kernels.linear(moved, scale, codec, 70, 100, group, granularity, x, out=floats[:, 60:130])
+    assert torch.equal(floats[:, 60:130], reference.linear(packed, scale, codec, 70, 100, group, granularity, x))
+    assert bool((floats[:, :60] == -7).all())
+    assert bool((floats[:, 130:] == -7).all())
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_no_tokens_give_no_rows(isa: str, codec: str) -> None:
-    packed = reference.pack(torch.zeros(3, 5, dtype=torch.int8), codec)
-    empty = torch.empty((0, 5), dtype=torch.int8)
-    assert kernels.ternary_matmul(packed, codec, 3, 5, empty).shape == (0, 3)
-    got = kernels.ternary_linear(packed, torch.ones(()), codec, 3, 5, 0, "tensor", empty, torch.empty(0))
-    assert got.shape == (0, 3)
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 60), ("int4", 32), ("int8", 32)])
+def test_no_tokens_give_no_rows(isa: str, codec: str, group: int) -> None:
+    packed = reference.pack(torch.zeros(3, 5, dtype=torch.int8), codec, group)
+    assert kernels.matmul_i32(packed, codec, 3, 5, torch.empty((0, 5), dtype=torch.int8), group).shape == (0, 3)
+    granularity = "group" if group else "tensor"
+    scale = random_scales(codec, granularity, 3, 5, group)
+    assert kernels.linear(packed, scale, codec, 3, 5, group, granularity, torch.empty(0, 5)).shape == (0, 3)
 
 
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("group", [0, 16, 48])
+@pytest.mark.parametrize(("codec", "group"), [*((c, g) for c in TERNARY for g in (0, 16, 48)), *FORMATS[5:]])
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (3, 7), (64, 16), (65, 20), (130, 257)])
 def test_packing_writes_the_codecs_bytes(codec: str, group: int, rows: int, cols: int) -> None:
-    q_NK, _ = random_case(rows, cols, 1)
+    q_NK, _ = random_case(codec, rows, cols, 1)
     packed = kernels.pack(q_NK, codec, group)
     assert torch.equal(packed, reference.pack(q_NK, codec, group))
     assert kernels.packed_bytes(codec, rows, cols, group) == reference.packed_bytes(codec, rows, cols, group)
@@ -149,3 +191,17 @@ def test_a_value_that_is_not_finite_shows_in_its_token_only(bad: float) -> None:
     x[1, 4] = bad
     _, s = kernels.quantize_activation(x)
     assert s.isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("int4", 4 * 8), ("int8", 4), ("bf16", 0)])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_outputs_of_a_token_that_is_not_finite_are_not_either(isa: str, codec: str, group: int, bad: float) -> None:
+    x = random_inputs(3, 40)
+    x[1, 4] = bad
+    if codec == "bf16":
+        y = kernels.linear(torch.ones(7, 40, dtype=torch.bfloat16), None, codec, 7, 40, 0, "tensor", x)
+    else:
+        packed = kernels.pack(torch.ones(7, 40, dtype=torch.int8), codec, group)
+        granularity = "group" if group else "tensor"
+        y = kernels.linear(packed, random_scales(codec, granularity, 7, 40, group), codec, 7, 40, group, granularity, x)
+    assert y.isfinite().all(1).tolist() == [True, False, True]

@@ -17,7 +17,7 @@ from mote.kernels import library
 
 
 def linear(**changes: object) -> Tensor:
-    """A legal call of ternary_linear on 70 x 48 weights and 5 tokens, but for `changes`."""
+    """A legal call of `linear` on 70 x 48 ternary weights and 5 tokens, but for `changes`."""
     arguments: dict[str, object] = {
         "packed": kernels.pack(torch.zeros(70, 48, dtype=torch.int8), "2bit"),
         "scale": torch.ones(()),
@@ -26,11 +26,10 @@ def linear(**changes: object) -> Tensor:
         "cols": 48,
         "group": 0,
         "granularity": "tensor",
-        "x_q": torch.zeros(5, 48, dtype=torch.int8),
-        "s": torch.ones(5),
+        "x": torch.zeros(5, 48),
         "threads": 1,
     }
-    return kernels.ternary_linear(**(arguments | changes))  # type: ignore[arg-type]
+    return kernels.linear(**(arguments | changes))  # type: ignore[arg-type]
 
 
 def test_the_legal_call_is_accepted() -> None:
@@ -44,10 +43,10 @@ def test_the_legal_call_is_accepted() -> None:
         ({"rows": 0}, "out of range"),
         ({"rows": -70}, "out of range"),
         ({"rows": 2**62}, "out of range"),
-        ({"cols": 2**40, "x_q": torch.zeros(1, 1, dtype=torch.int8).expand(5, 2**40)}, "out of range"),
+        ({"cols": 2**40, "x": torch.zeros(1, 1).expand(5, 2**40)}, "out of range"),
         ({"cols": 49}, "takes 2048"),
-        ({"x_q": torch.zeros(5, 47, dtype=torch.int8)}, r"takes \[tokens, 48\]"),
-        ({"cols": 96, "x_q": torch.zeros(5, 96, dtype=torch.int8)}, "takes 3072"),
+        ({"x": torch.zeros(5, 47)}, r"takes \[tokens, 48\]"),
+        ({"cols": 96, "x": torch.zeros(5, 96)}, "takes 3072"),
         ({"codec_name": "4bit"}, "'4bit' is unknown"),
         ({"group": -16, "granularity": "group"}, "out of range"),
         ({"group": 7, "granularity": "group"}, "multiple of 16"),
@@ -56,10 +55,12 @@ def test_the_legal_call_is_accepted() -> None:
         ({"granularity": "column"}, "'column' is unknown"),
         ({"granularity": "row"}, "1 weight scales where 70"),
         ({"group": 16, "granularity": "group", "scale": torch.ones(70)}, "70 weight scales where 210"),
-        ({"s": torch.ones(4)}, "4 activation scales for 5 tokens"),
-        ({"s": torch.ones(5).double()}, "s is torch.float64"),
-        ({"x_q": torch.zeros(5, 48)}, "x_q is torch.float32"),
-        ({"x_q": torch.zeros(48, dtype=torch.int8)}, "2 dimensions"),
+        ({"scale": torch.ones(()).double()}, "scale is torch.float64"),
+        ({"scale": None}, "0 weight scales where 1"),
+        ({"bias": torch.ones(69)}, "bias has 69 numbers; a matrix of 70 rows"),
+        ({"bias": torch.ones(70).double()}, "bias is torch.float64"),
+        ({"x": torch.zeros(5, 48, dtype=torch.int8)}, "x is torch.int8"),
+        ({"x": torch.zeros(48)}, "2 dimensions"),
         ({"packed": torch.zeros(1536, dtype=torch.int8)}, "packed weights are torch.int8"),
         ({"packed": torch.zeros(3072, dtype=torch.uint8)[::2]}, "contiguous"),
         ({"threads": 0}, "threads=0"),
@@ -72,6 +73,14 @@ def test_arguments_that_do_not_fit(changes: dict[str, object], message: str) -> 
         linear(**changes)
 
 
+def test_a_single_row_of_any_stride_is_accepted() -> None:
+    x = torch.ones(48, 1).t()
+    assert x.stride() == (1, 1)
+    packed = kernels.pack(torch.ones(70, 48, dtype=torch.int8), "2bit")
+    assert kernels.linear(packed, torch.ones(1), "2bit", 70, 48, 0, "tensor", x).shape == (1, 70)
+    assert kernels.quantize_activation(x)[0].tolist() == [[127] * 48]
+
+
 def test_the_library_checks_sizes_itself() -> None:
     # The door checks first; a caller in C or C++ has only these.
     packed = kernels.pack(torch.zeros(70, 48, dtype=torch.int8), "2bit")
@@ -79,10 +88,11 @@ def test_the_library_checks_sizes_itself() -> None:
     out = torch.zeros(5, 70, dtype=torch.int32)
 
     def message(size: int = 1536, x: int | None = None, x_stride: int = 48, out_stride: int = 70) -> str:
-        matrix = library.Matrix(packed.data_ptr(), size, 70, 48, 0, 1)
+        matrix = kernels.tensors.matrix(packed, "2bit", 70, 48)
+        matrix.bytes = size
         data = x_q.data_ptr() if x is None else x
         arguments = (ctypes.byref(matrix), data, 5, x_stride, out.data_ptr(), out_stride, 1)
-        status = library.library().mote_ternary_matmul_i32(*arguments)
+        status = library.library().mote_matmul_i32(*arguments)
         return str(library.last_error()) if status else "accepted"
 
     assert message() == "accepted"
@@ -92,31 +102,117 @@ def test_the_library_checks_sizes_itself() -> None:
     assert "do not fit a matrix of 70 x 48" in message(out_stride=69)
 
 
-@pytest.mark.parametrize(("codec", "byte"), [("2bit", 0b11), ("2bit", 0b11000000), ("base3", 243)])
-def test_unpack_names_a_damaged_byte(codec: str, byte: int) -> None:
-    packed = kernels.pack(torch.zeros(70, 48, dtype=torch.int8), codec)
+def int_linear(codec: str, **changes: object) -> Tensor:
+    """A legal call of `linear` on 70 x 48 int4 or int8 weights, but for `changes`."""
+    arguments: dict[str, object] = {
+        "packed": kernels.pack(torch.zeros(70, 48, dtype=torch.int8), codec, 32),
+        "scale": torch.ones(2, 2, 64, dtype=torch.bfloat16),
+        "codec_name": codec,
+        "rows": 70,
+        "cols": 48,
+        "group": 32,
+        "granularity": "group",
+        "x": torch.ones(5, 48),
+        "threads": 1,
+    }
+    return kernels.linear(**(arguments | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codec", ["int4", "int8"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group": 0}, "needs scale groups of a multiple of"),
+        ({"group": 30}, "needs scale groups of a multiple of"),
+        ({"group": 1032}, "up to 1024"),
+        ({"granularity": "row"}, "granularity 1: int4 and int8 have scales per group"),
+        ({"scale": torch.ones(70, 2, dtype=torch.bfloat16)}, "140 weight scales where 256"),
+        ({"scale": torch.ones(2, 2, 64)}, "scale is torch.float32"),
+        ({"scale": None}, "0 weight scales where 256"),
+        ({"rows": 129}, "of 129 x 48 takes"),
+        ({"cols": 57, "x": torch.zeros(5, 57)}, "of 70 x 57 takes"),
+        ({"bias": torch.ones(71)}, "bias has 71"),
+    ],
+)
+def test_scaled_arguments_that_do_not_fit(codec: str, changes: dict[str, object], message: str) -> None:
+    assert torch.equal(int_linear(codec), torch.zeros(5, 70))
+    with pytest.raises(NativeError, match=message):
+        int_linear(codec, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"packed": torch.ones(4, 6)}, "packed weights are torch.float32.*bf16 takes contiguous torch.bfloat16"),
+        ({"packed": torch.ones(4, 5, dtype=torch.bfloat16)}, "have 40 bytes; bf16 of 4 x 6 takes 48"),
+        ({"packed": torch.ones(6, 4, dtype=torch.bfloat16).t()}, "contiguous"),
+        ({"group": 2}, "no scale groups"),
+        ({"scale": torch.ones(())}, "1 weight scales where 0"),
+    ],
+)
+def test_dense_arguments_that_do_not_fit(changes: dict[str, object], message: str) -> None:
+    legal: dict[str, object] = {
+        "packed": torch.ones(4, 6, dtype=torch.bfloat16),
+        "scale": None,
+        "codec_name": "bf16",
+        "rows": 4,
+        "cols": 6,
+        "group": 0,
+        "granularity": "tensor",
+        "x": torch.ones(1, 6),
+    }
+    assert kernels.linear(**legal).tolist() == [[6.0] * 4]  # type: ignore[arg-type]
+    with pytest.raises(NativeError, match=message):
+        kernels.linear(**(legal | changes))  # type: ignore[arg-type]
+
+
+def test_dense_weights_have_no_integers_and_are_not_packed() -> None:
+    w = torch.ones(4, 6, dtype=torch.bfloat16)
+    with pytest.raises(NativeError, match="have no integers"):
+        kernels.matmul_i32(w, "bf16", 4, 6, torch.zeros(1, 6, dtype=torch.int8))
+    with pytest.raises(NativeError, match="are not packed"):
+        kernels.unpack(w, "bf16", 4, 6)
+    with pytest.raises(NativeError, match="row-major"):
+        kernels.pack(torch.zeros(64, 256, dtype=torch.int8), "f32")
+
+
+def test_sums_of_integers_that_might_overflow_are_refused() -> None:
+    packed = kernels.pack(torch.zeros(1, 65537, dtype=torch.int8), "int8", 64)
+    with pytest.raises(NativeError, match="65537 columns may overflow"):
+        kernels.matmul_i32(packed, "int8", 1, 65537, torch.zeros(1, 65537, dtype=torch.int8), 64)
+
+
+DAMAGE = [("2bit", 0, 0b11), ("2bit", 0, 0b11000000), ("base3", 0, 243), ("int8", 16, 0)]
+
+
+@pytest.mark.parametrize(("codec", "group", "byte"), DAMAGE)
+def test_unpack_names_a_damaged_byte(codec: str, group: int, byte: int) -> None:
+    packed = kernels.pack(torch.zeros(70, 48, dtype=torch.int8), codec, group)
     packed.view(-1)[300] = byte
     with pytest.raises(NativeError, match=f"byte {byte} at offset 300"):
-        kernels.unpack(packed, codec, 70, 48)
+        kernels.unpack(packed, codec, 70, 48, group)
 
 
-@pytest.mark.parametrize(("codec", "byte"), [("2bit", 255), ("base3", 255), ("base3", 243)])
+@pytest.mark.parametrize(("codec", "group", "byte"), [("2bit", 0, 255), ("base3", 0, 255), *DAMAGE])
 @pytest.mark.parametrize("isa", kernels.info()["isas"])
-def test_damaged_bytes_compute_without_a_crash(isa: str, codec: str, byte: int) -> None:
+def test_damaged_bytes_compute_without_a_crash(isa: str, codec: str, group: int, byte: int) -> None:
     kernels.select_isa(isa)
-    packed = torch.full((2, 3, 256), byte, dtype=torch.uint8)
+    packed = torch.full_like(kernels.pack(torch.zeros(70, 48, dtype=torch.int8), codec, group), byte)
     for tokens in (1, 7):
         x_q = torch.full((tokens, 48), -128, dtype=torch.int8)
-        assert kernels.ternary_matmul(packed, codec, 70, 48, x_q).shape == (tokens, 70)
+        assert kernels.matmul_i32(packed, codec, 70, 48, x_q, group).shape == (tokens, 70)
     kernels.select_isa(None)
 
 
-@pytest.mark.parametrize("value", [-2, 2, 127])
-def test_pack_takes_ternary_values_only(value: int) -> None:
+@pytest.mark.parametrize(
+    ("codec", "value"),
+    [("2bit", -2), ("2bit", 2), ("base3", 127), ("int4", -9), ("int4", 8), ("int8", -128)],
+)
+def test_pack_takes_legal_values_only(codec: str, value: int) -> None:
     q_NK = torch.zeros(3, 5, dtype=torch.int8)
     q_NK[2, 4] = value
     with pytest.raises(NativeError, match=rf"value {value} at \[2, 4\]"):
-        kernels.pack(q_NK, "2bit")
+        kernels.pack(q_NK, codec, 8 if codec.startswith("int") else 0)
 
 
 def test_an_unknown_isa_is_named() -> None:
@@ -149,7 +245,7 @@ def test_a_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 @pytest.mark.usefixtures("fresh_library")
 def test_another_interface_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "ABI", 999)
-    with pytest.raises(NativeError, match="has interface 1, this package needs 999"):
+    with pytest.raises(NativeError, match="has interface 2, this package needs 999"):
         kernels.info()
 
 

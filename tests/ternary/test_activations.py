@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mote.ternary.activations import quantize_activation
+from mote.ternary.activations import quantize_activation, quantize_activation_grouped
 
 
 def reference(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,3 +40,21 @@ def test_a_bad_token_shows_in_its_scale_only() -> None:
     x[1, 2] = float("nan")
     _, s = quantize_activation(x)
     assert torch.isfinite(s).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("cols", "group"), [(1, 32), (32, 32), (33, 32), (100, 8), (128, 64)])
+def test_groups_are_quantised_each_by_itself(cols: int, group: int) -> None:
+    x = torch.randn(3, 2, cols, generator=torch.Generator().manual_seed(4)) * 5
+    x_q, s = quantize_activation_grouped(x, group)
+    assert x_q.shape == x.shape
+    assert s.shape == (3, 2, -(-cols // group))
+    for g, start in enumerate(range(0, cols, group)):
+        expected_q, expected_s = reference(x[..., start : start + group].numpy())
+        assert np.array_equal(x_q[..., start : start + group].numpy(), expected_q)
+        assert np.array_equal(s[..., g].numpy(), expected_s)
+
+
+def test_a_bad_value_shows_in_its_group_only() -> None:
+    x = torch.ones(2, 96)
+    x[1, 40] = float("nan")
+    assert torch.isfinite(quantize_activation_grouped(x, 32)[1]).tolist() == [[True] * 3, [True, False, True]]

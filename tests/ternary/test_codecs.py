@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mote.errors import FormatError
-from mote.ternary.codecs import CODECS, Codec
+from mote.ternary.codecs import CODECS, Codec, scales_from_strips, scales_to_strips
 
 GOLDEN = {
     # sha256 of the packed bytes of golden_weights(70, 45), without scale groups and with groups of 16 inputs
@@ -18,19 +18,31 @@ GOLDEN = {
     ),
     "2bit": ("36715d389b0516ca0bac993bf7b8014b2ae86f69b6a1499b579d5d0db6563e35",)
     * 2,  # a scale group is whole k-groups, so it moves nothing
+    # of golden_weights(70, 45, codec) with groups of 16 and 64 inputs: whole k-groups again
+    "int4": ("ae44e9f6417f6ecd5f80f3affd39746a18cddbc135b13ac0e29333decf5cc83a",) * 2,
+    "int8": ("1d033e3d8ff3ad8738ce66cef026e5074145718a9c9fe0dc6aca656a25f03b0e",) * 2,
 }
+RADIX = {"base3": 3, "2bit": 4, "int4": 16, "int8": 256}
+TERNARY = ("2bit", "base3")
 
 
-def golden_weights(rows: int, cols: int) -> torch.Tensor:
+def some_group(codec: Codec) -> int:
+    """No scale groups where they are optional, groups of 16 inputs otherwise."""
+    return 16 if codec.max_group else 0
+
+
+def golden_weights(rows: int, cols: int, codec: Codec | None = None) -> torch.Tensor:
     n, k = torch.arange(rows)[:, None], torch.arange(cols)[None, :]
-    return ((n * n + 3 * k * n + k * k * k) % 7 % 3 - 1).to(torch.int8)
+    if codec is None or codec.high == 1:
+        return ((n * n + 3 * k * n + k * k * k) % 7 % 3 - 1).to(torch.int8)
+    return ((n * n + 3 * k * n + k * k * k) % 257 % (codec.high - codec.low + 1) + codec.low).to(torch.int8)
 
 
 def byte_by_byte(codec: Codec, q: torch.Tensor, group: int) -> torch.Tensor:
     """The format as its documentation words it, one digit at a time."""
-    radix = {"base3": 3, "2bit": 4}[codec.name]
+    radix = RADIX[codec.name]
     rows, cols = q.shape
-    padding = sum(radix**p for p in range(codec.digits_per_byte))
+    padding = sum(codec.offset * radix**p for p in range(codec.digits_per_byte))
     packed = torch.full(codec.packed_shape(rows, cols, group), padding, dtype=torch.int64)
     width = group or cols
     groups_before = -(-width // codec.k_per_group)
@@ -53,6 +65,8 @@ def test_registry_names_and_sizes() -> None:
     assert {name: (c.name, c.k_per_group, c.bits_per_weight) for name, c in CODECS.items()} == {
         "base3": ("base3", 20, 1.6),
         "2bit": ("2bit", 16, 2.0),
+        "int4": ("int4", 8, 4.0),
+        "int8": ("int8", 4, 8.0),
     }
 
 
@@ -63,15 +77,23 @@ def test_single_weights_are_pinned() -> None:
             packed = CODECS[name].pack(torch.tensor([[weight]], dtype=torch.int8))
             assert packed.shape == (1, 1, 256)
             assert packed.flatten().tolist() == [first] + [padding] * 255
+    for name, padding, firsts in (
+        ("int4", 0x88, {-8: 0x80, -7: 0x81, 0: 0x88, 7: 0x8F}),
+        ("int8", 0x80, {-127: 0x01, -1: 0x7F, 0: 0x80, 127: 0xFF}),
+    ):
+        for weight, first in firsts.items():
+            packed = CODECS[name].pack(torch.tensor([[weight]], dtype=torch.int8), 32)
+            assert packed.shape == (1, 1, 256)
+            assert packed.flatten().tolist() == [first] + [padding] * 255
 
 
 def test_position_of_one_weight(codec: Codec) -> None:
-    radix = {"base3": 3, "2bit": 4}[codec.name]
-    zeros = codec.pack(torch.zeros(130, 50, dtype=torch.int8)).int()
+    radix, group = RADIX[codec.name], some_group(codec)
+    zeros = codec.pack(torch.zeros(130, 50, dtype=torch.int8), group).int()
     for n, k in ((0, 1), (0, 4), (1, 0), (16, 0), (63, 15), (64, 16), (129, 49)):
         q = torch.zeros(130, 50, dtype=torch.int8)
         q[n, k] = 1
-        difference = codec.pack(q).int() - zeros
+        difference = codec.pack(q, group).int() - zeros
         place = (n // 64, k // codec.k_per_group, n % 64 // 16 * 64 + n % 16 * 4 + k % 4)
         assert difference.nonzero().tolist() == [list(place)]
         assert difference[place].item() == radix ** (k % codec.k_per_group // 4)
@@ -81,12 +103,15 @@ def test_position_of_one_weight(codec: Codec) -> None:
     ("rows", "cols", "group"), [(1, 1, 0), (70, 45, 0), (64, 16, 0), (65, 20, 0), (70, 45, 16), (3, 33, 32)]
 )
 def test_bytes_are_those_of_the_specification(codec: Codec, rows: int, cols: int, group: int) -> None:
-    q = golden_weights(rows, cols)
+    group = group or some_group(codec)
+    q = golden_weights(rows, cols, codec)
     assert torch.equal(codec.pack(q, group), byte_by_byte(codec, q, group))
 
 
 def test_golden_bytes(codec: Codec) -> None:
-    digests = [hashlib.sha256(codec.pack(golden_weights(70, 45), g).numpy().tobytes()).hexdigest() for g in (0, 16)]
+    groups = (16, 64) if codec.max_group else (0, 16)
+    q = golden_weights(70, 45, codec)
+    digests = [hashlib.sha256(codec.pack(q, group).numpy().tobytes()).hexdigest() for group in groups]
     assert tuple(digests) == GOLDEN[codec.name]
 
 
@@ -101,7 +126,9 @@ def test_golden_bytes(codec: Codec) -> None:
 )
 def test_round_trip(name: str, rows: int, cols: int, group: int, experts: tuple[int, ...], seed: int) -> None:
     codec = CODECS[name]
-    q = torch.randint(-1, 2, (*experts, rows, cols), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    group = group or some_group(codec)
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randint(codec.low, codec.high + 1, (*experts, rows, cols), dtype=torch.int8, generator=generator)
     packed = codec.pack(q, group)
     assert packed.dtype == torch.uint8
     assert packed.shape == (*experts, *codec.packed_shape(rows, cols, group))
@@ -119,29 +146,34 @@ def test_base3_holds_any_group(group: int, cols: int) -> None:
 
 
 def test_strided_weights_pack_alike(codec: Codec) -> None:
-    q = golden_weights(50, 70).t()
-    assert torch.equal(codec.pack(q), codec.pack(q.contiguous()))
+    q = golden_weights(50, 70, codec).t()
+    assert torch.equal(codec.pack(q, some_group(codec)), codec.pack(q.contiguous(), some_group(codec)))
 
 
-@pytest.mark.parametrize(("name", "illegal"), [("base3", range(243, 256)), ("2bit", (3, 12, 48, 192, 255, 0xD5))])
+@pytest.mark.parametrize(
+    ("name", "illegal"), [("base3", range(243, 256)), ("2bit", (3, 12, 48, 192, 255, 0xD5)), ("int8", range(1))]
+)
 def test_illegal_digits_are_found(name: str, illegal: range) -> None:
     codec = CODECS[name]
-    good = codec.pack(golden_weights(64, codec.k_per_group)[None].expand(2, -1, -1))
+    group = some_group(codec)
+    good = codec.pack(golden_weights(64, codec.k_per_group, codec)[None].expand(2, -1, -1), group)
+    codec.check(good, 64, codec.k_per_group, group)
     for byte in illegal:
         bad = good.clone()
         bad[1, 0, 0, 77] = byte
         with pytest.raises(FormatError, match="illegal digit"):
-            codec.check(bad, 64, codec.k_per_group)
+            codec.check(bad, 64, codec.k_per_group, group)
 
 
 @pytest.mark.parametrize(("rows", "cols", "group"), [(63, 80, 0), (64, 79, 0), (64, 90, 48)])
 def test_padding_must_be_weight_zero(codec: Codec, rows: int, cols: int, group: int) -> None:
+    group = group or some_group(codec)
     packed = codec.pack(torch.zeros(rows, cols, dtype=torch.int8), group)
     stored = torch.zeros(64, packed.shape[1] * codec.k_per_group, dtype=torch.int8)
-    ones = codec.pack(stored + 1)
+    ones = codec.pack(stored + 1, group if codec.max_group else 0)
     codec.check(packed, rows, cols, group)
     damaged = torch.where(torch.arange(256) >= 252, ones, packed)  # the last row, padding columns included
-    if group:
+    if group == 48:
         damaged = packed.clone()
         damaged[0, -1] = ones[0, -1]
     with pytest.raises(FormatError, match="padding"):
@@ -149,23 +181,36 @@ def test_padding_must_be_weight_zero(codec: Codec, rows: int, cols: int, group: 
 
 
 def test_wrong_shapes_and_types_are_refused(codec: Codec) -> None:
-    packed = codec.pack(golden_weights(64, 100))
+    group = some_group(codec)
+    packed = codec.pack(golden_weights(64, 100), group)
     for wrong in (packed[:, :-1], packed[..., :-1], packed.to(torch.int32), packed[0]):
         with pytest.raises(FormatError, match="is uint8"):
-            codec.unpack(wrong, 64, 100)
+            codec.unpack(wrong, 64, 100, group)
         with pytest.raises(FormatError, match="is uint8"):
-            codec.check(wrong, 64, 100)
+            codec.check(wrong, 64, 100, group)
     with pytest.raises(FormatError, match="is uint8"):
-        codec.unpack(packed, 65, 100)
+        codec.unpack(packed, 65, 100, group)
     for rows, cols, group in ((0, 4, 0), (4, 0, 0), (4, 4, -16)):
         with pytest.raises(FormatError, match="cannot pack"):
             codec.packed_shape(rows, cols, group)
 
 
-def test_weights_that_are_not_ternary_are_refused(codec: Codec) -> None:
-    for value in (-128, -2, 2, 127):
-        with pytest.raises(FormatError, match="not -1, 0 or 1"):
-            codec.pack(torch.tensor([[0, value]], dtype=torch.int8))
+@pytest.mark.parametrize(
+    ("names", "illegal", "message"),
+    [
+        (TERNARY, (-128, -2, 2, 127), "not -1, 0 or 1"),
+        (("int4",), (-128, -9, 8, 127), "not in -8..7"),
+        (("int8",), (-128,), "not in -127..127"),
+    ],
+)
+def test_weights_out_of_range_are_refused(names: tuple[str, ...], illegal: tuple[int, ...], message: str) -> None:
+    for name in names:
+        for value in illegal:
+            with pytest.raises(FormatError, match=message):
+                CODECS[name].pack(torch.tensor([[0, value]], dtype=torch.int8), some_group(CODECS[name]))
+
+
+def test_what_is_no_matrix_of_int8_is_refused(codec: Codec) -> None:
     with pytest.raises(FormatError, match="takes int8"):
         codec.pack(torch.zeros(2, 2))
     with pytest.raises(FormatError, match="takes int8"):
@@ -176,3 +221,27 @@ def test_two_bit_groups_start_on_a_k_group() -> None:
     with pytest.raises(FormatError, match="group=24 is not a multiple of 16"):
         CODECS["2bit"].packed_shape(4, 48, 24)
     assert CODECS["base3"].packed_shape(4, 48, 24) == (1, 4, 256)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("int4", 8), ("int8", 4)])
+def test_scaled_formats_always_have_groups(name: str, multiple: int) -> None:
+    codec = CODECS[name]
+    for group in (0, 1024 + multiple):
+        with pytest.raises(FormatError, match=rf"group={group} is out of range; use scale groups of 1 to 1024"):
+            codec.packed_shape(4, 48, group)
+    with pytest.raises(FormatError, match=rf"not a multiple of {multiple}"):
+        codec.packed_shape(4, 48, multiple + 2)
+    assert codec.packed_shape(65, 48, 1024) == (2, 48 // codec.k_per_group, 256)
+
+
+@pytest.mark.parametrize(("rows", "groups"), [(1, 1), (64, 3), (70, 5)])
+@pytest.mark.parametrize("experts", [(), (2, 3)])
+def test_scales_lie_strip_after_strip(rows: int, groups: int, experts: tuple[int, ...]) -> None:
+    scale = torch.rand(*experts, rows, groups) + 1
+    stored = scales_to_strips(scale)
+    assert stored.dtype == torch.bfloat16
+    assert stored.shape == (*experts, -(-rows // 64), groups, 64)
+    assert stored.is_contiguous()
+    assert torch.equal(stored[..., (rows - 1) // 64, groups - 1, (rows - 1) % 64], scale[..., -1, -1].bfloat16())
+    assert int((stored == 0).sum()) == (-rows % 64) * groups * scale[..., 0, 0].numel()
+    assert torch.equal(scales_from_strips(stored, rows), scale.bfloat16().float())

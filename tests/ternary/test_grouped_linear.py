@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from mote.ternary.activations import quantize_activation
+from mote.ternary.activations import quantize_activation, quantize_activation_grouped
 from mote.ternary.cache import QuantizedCache
 from mote.ternary.format import FULL_PRECISION, WeightFormat
 from mote.ternary.linear import grouped_linear, quantized_linear, straight_through
@@ -20,12 +20,15 @@ FORMATS = {
     "group": WeightFormat(granularity="group", group=16, scale="lloyd_max"),
     "binary": WeightFormat(quantizer="binary"),
     "int8": WeightFormat(quantizer="int8", scale="absmax"),
+    "int8_group": WeightFormat(
+        quantizer="int4", scale="absmax", granularity="group", group=16, activation="int8_group"
+    ),
     "weight_only": WeightFormat(activation="none"),
     "weight_only_group": WeightFormat(granularity="group", group=16, activation="none"),
     "activation_only": WeightFormat(quantizer="none"),
     "none": FULL_PRECISION,
 }
-EXACT = ("tensor", "row", "group", "binary", "int8")
+EXACT = ("tensor", "row", "group", "binary", "int8", "int8_group")
 OFFSETS = [0, 5, 5, 16, 17]  # the second expert is empty
 
 
@@ -43,6 +46,9 @@ def naive(x: Tensor, w: Tensor, fmt: WeightFormat) -> Tensor:
     if fmt.activation == "int8":
         x_q, s = quantize_activation(x)
         x = straight_through(x, (x_q.float() * s[:, None]).to(x.dtype))
+    if fmt.activation == "int8_group":
+        x_q, s = quantize_activation_grouped(x, fmt.group)
+        x = straight_through(x, x_q.float() * s.repeat_interleave(fmt.group, -1)[:, : x.shape[1]])
     rows = zip(OFFSETS[:-1], OFFSETS[1:], w.unbind(0), strict=True)
     return torch.cat([linear(x[a:b].float(), w_NK) for a, b, w_NK in rows])
 
@@ -77,7 +83,7 @@ def test_gradients_under_bf16_autocast(name: str) -> None:
 def test_without_gradients_the_numbers_are_the_specification(name: str, dtype: torch.dtype) -> None:
     x, w, _ = operands(dtype)
     fmt = FORMATS[name]
-    x_q, s = quantize_activation(x)
+    x_q, s = quantize_activation_grouped(x, fmt.group) if fmt.activation == "int8_group" else quantize_activation(x)
     q, scale = quantize_weight(w, fmt)
     segments = [slice(a, b) for a, b in pairwise(OFFSETS)]
     expected = torch.cat([quantized_linear(x_q[r], s[r], q[e], scale[e], fmt) for e, r in enumerate(segments)])

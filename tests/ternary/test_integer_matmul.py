@@ -13,8 +13,8 @@ SIZES = (1, 2, 3, 4, 5, 17, 64, 65)
 
 @pytest.fixture(params=["library", "fp32"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "fp32":
-        monkeypatch.setattr(module, "int8_matmul_is_exact", lambda: False)
+    fast = request.param == "library" and module.int8_matmul_is_exact()
+    monkeypatch.setattr(module, "int8_matmul_pays", lambda: fast)
     return str(request.param)
 
 
@@ -56,3 +56,19 @@ def test_autocast_does_not_reach_it() -> None:
     q = torch.ones(3, 999, dtype=torch.int8)
     with torch.autocast("cpu", torch.bfloat16):
         assert integer_matmul(x_q, q, 1).tolist() == [[126873] * 3] * 2
+
+
+def test_a_library_that_is_slow_or_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    def int_mm(x_q: torch.Tensor, q_t: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return (x_q.float() @ q_t.float()).to(torch.int32)
+
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    monkeypatch.setattr(module, "int8_matmul_is_exact", lambda: True)
+    assert module.int8_matmul_pays.__wrapped__() is False, "exact and slow"
+    monkeypatch.setattr(torch, "_int_mm", lambda x_q, q_t: torch.zeros(len(x_q), q_t.shape[1], dtype=torch.int32))
+    assert module.int8_matmul_pays.__wrapped__() is True, "exact and quick"
+    monkeypatch.setattr(module, "int8_matmul_is_exact", lambda: False)
+    assert module.int8_matmul_pays.__wrapped__() is False, "quick and wrong"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mote.ternary.activations import quantize_activation
+from mote.ternary.activations import quantize_activation, quantize_activation_grouped
 from mote.ternary.format import WeightFormat
 from mote.ternary.linear import quantized_linear, straight_through, weight_only_linear
 from mote.ternary.quantize import dequantize_weight, quantize_weight
@@ -14,7 +14,15 @@ FORMATS = {
     "row": WeightFormat(granularity="row"),
     "group": WeightFormat(granularity="group", group=16),
     "int8": WeightFormat(quantizer="int8", scale="absmax", granularity="row"),
+    "int8_group": WeightFormat(
+        quantizer="int8", scale="absmax", granularity="group", group=16, activation="int8_group"
+    ),
 }
+
+
+def quantized(x: torch.Tensor, fmt: WeightFormat) -> tuple[torch.Tensor, torch.Tensor]:
+    grouped = fmt.activation == "int8_group"
+    return quantize_activation_grouped(x, fmt.group) if grouped else quantize_activation(x)
 
 
 def reference(x_q: np.ndarray, s: np.ndarray, q: np.ndarray, scale: np.ndarray, fmt: WeightFormat) -> np.ndarray:
@@ -26,9 +34,9 @@ def reference(x_q: np.ndarray, s: np.ndarray, q: np.ndarray, scale: np.ndarray, 
     y = np.zeros((x_q.shape[0], q.shape[0]), dtype=np.float32)
     for g in range(scale.shape[1]):
         columns = slice(g * fmt.group, (g + 1) * fmt.group)
-        term = (x_q[:, columns] @ q[:, columns].T).astype(np.float32) * scale[None, :, g]
-        y = y + term
-    return y * s[:, None]
+        acc = (x_q[:, columns] @ q[:, columns].T).astype(np.float32)
+        y = y + acc * (scale[None, :, g] * s[:, g, None] if s.ndim == 2 else scale[None, :, g])
+    return y if s.ndim == 2 else y * s[:, None]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -38,7 +46,7 @@ def reference(x_q: np.ndarray, s: np.ndarray, q: np.ndarray, scale: np.ndarray, 
 def test_numbers_are_those_of_the_specification(name: str, tokens: int, outputs: int, inputs: int) -> None:
     fmt = FORMATS[name]
     generator = torch.Generator().manual_seed(7)
-    x_q, s = quantize_activation(torch.randn(tokens, inputs, generator=generator) * 3)
+    x_q, s = quantized(torch.randn(tokens, inputs, generator=generator) * 3, fmt)
     q, scale = quantize_weight(torch.randn(outputs, inputs, generator=generator), fmt)
     y = quantized_linear(x_q, s, q, scale, fmt)
     assert y.dtype == torch.float32
@@ -50,7 +58,7 @@ def test_numbers_are_close_to_the_unquantised_product(name: str) -> None:
     generator = torch.Generator().manual_seed(8)
     x, w = torch.randn(6, 256, generator=generator), torch.randn(10, 256, generator=generator)
     q, scale = quantize_weight(w, FORMATS[name])
-    y = quantized_linear(*quantize_activation(x), q, scale, FORMATS[name])
+    y = quantized_linear(*quantized(x, FORMATS[name]), q, scale, FORMATS[name])
     exact = x.double() @ dequantize_weight(q, scale, FORMATS[name]).double().t()
     assert ((y - exact).norm() / exact.norm()).item() < 0.01  # what INT8 activations cost
 

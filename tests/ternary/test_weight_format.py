@@ -27,6 +27,8 @@ def test_largest_levels() -> None:
         {"scale": "median"},
         {"granularity": "column"},
         {"activation": "int4"},
+        {"activation": "int8_group"},
+        {"activation": "int8_group", "granularity": "row"},
         {"granularity": "group"},
         {"group": 64},
         {"granularity": "group", "group": -16},

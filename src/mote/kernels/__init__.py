@@ -5,22 +5,17 @@ what to call where a slow answer is wanted instead of none. Nothing falls back t
 """
 
 from mote.kernels.library import info, select_isa
-from mote.kernels.ternary import (
-    pack,
-    packed_bytes,
-    quantize_activation,
-    ternary_linear,
-    ternary_matmul,
-    unpack,
-)
+from mote.kernels.linear import linear, matmul_i32, pack, quantize_activation, rows, unpack
+from mote.kernels.tensors import packed_bytes
 
 __all__ = [
     "info",
+    "linear",
+    "matmul_i32",
     "pack",
     "packed_bytes",
     "quantize_activation",
+    "rows",
     "select_isa",
-    "ternary_linear",
-    "ternary_matmul",
     "unpack",
 ]

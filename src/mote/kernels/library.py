@@ -8,59 +8,16 @@ the library goes to site-packages, and Python then gives the package two folders
 import ctypes
 import os
 import sys
-from ctypes import POINTER, c_char_p, c_int32, c_int64, c_void_p
+from ctypes import c_int32
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mote.errors import NativeError
-
-ABI = 1
-"""The interface that this package speaks; MOTE_ABI of csrc/mote.h."""
+from mote.kernels.abi import ABI, SIGNATURES
 
 _NAME = "libmote.dylib" if sys.platform == "darwin" else "libmote.so"
 _REBUILD = "reinstall with `pip install .` (or -e .), which needs a C++17 compiler"
-
-
-class Matrix(ctypes.Structure):
-    """`mote_matrix` of csrc/mote.h: one packed matrix and its sizes."""
-
-    _fields_ = (
-        ("data", c_void_p),
-        ("bytes", c_int64),
-        ("rows", c_int64),
-        ("cols", c_int64),
-        ("group", c_int64),
-        ("format", c_int32),
-    )
-
-
-_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "mote_version": (c_char_p, []),
-    "mote_last_error": (c_char_p, []),
-    "mote_isa": (c_char_p, []),
-    "mote_isas": (c_char_p, []),
-    "mote_select_isa": (c_int32, [c_char_p]),
-    "mote_packed_bytes": (c_int64, [c_int32, c_int64, c_int64, c_int64]),
-    "mote_pack": (c_int32, [c_int32, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p, c_int64]),
-    "mote_unpack": (c_int32, [POINTER(Matrix), c_void_p, c_int64]),
-    "mote_quantize_activation": (
-        c_int32,
-        [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p],
-    ),
-    "mote_ternary_matmul_i32": (
-        c_int32,
-        [POINTER(Matrix), c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int32],
-    ),
-    "mote_ternary_linear_f32": (
-        c_int32,
-        [
-            *(POINTER(Matrix), c_void_p, c_int64, c_int32),
-            *(c_void_p, c_int64, c_int64, c_void_p),
-            *(c_void_p, c_int64, c_int32),
-        ],
-    ),
-}
 
 
 def library_path() -> Path:
@@ -88,7 +45,7 @@ def library() -> ctypes.CDLL:
         abi = loaded.mote_abi()
         if abi != ABI:
             raise NativeError(f"{path} has interface {abi}, this package needs {ABI}; {_REBUILD}")
-        for name, (result, arguments) in _SIGNATURES.items():
+        for name, (result, arguments) in SIGNATURES.items():
             function = getattr(loaded, name)
             function.restype = result
             function.argtypes = arguments
@@ -124,7 +81,7 @@ def info() -> dict[str, Any]:
 
 
 def select_isa(name: str | None = None) -> None:
-    """Uses the kernels of one ISA ("scalar", "avx2", "avx512vnni") in the whole process.
+    """Uses the kernels of one ISA ("scalar", "avx2", "avx512vnni", "neon") in the whole process.
 
     None goes back to the choice at start: MOTE_ISA, or the best that the CPU runs. Raises NativeError when
     they do not run here.

@@ -2,28 +2,36 @@
 
     acc[t, n] = sum_k w[n, k] x_q[t, k], exact in int32; scales as in `mote.ternary.linear.quantized_linear`
 
-Row-major and slow on purpose; it also runs where there is no native library, for whoever asks for it by name.
+For bf16 and f32 weights it computes in fp64 and rounds once; there the kernels agree to a tolerance. Row-major and slow
+on purpose; it also runs where there is no native library, for whoever asks for it by name.
 """
 
 import torch
 from torch import Tensor
 
-from mote.ternary.activations import quantize_activation
-from mote.ternary.codecs import CODECS
+from mote.errors import FormatError
+from mote.ternary.activations import quantize_activation, quantize_activation_grouped
+from mote.ternary.codecs import CODECS, scales_from_strips
 from mote.ternary.format import Granularity, WeightFormat
 from mote.ternary.linear import quantized_linear
+from mote.ternary.quantize import dequantize_weight
 
-__all__ = ["pack", "packed_bytes", "quantize_activation", "ternary_linear", "ternary_matmul", "unpack"]
+__all__ = ["linear", "matmul_i32", "pack", "packed_bytes", "quantize_activation", "rows", "unpack"]
+
+DENSE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "f32": torch.float32}
+SCALED = ("int4", "int8")
 
 
 def packed_bytes(codec_name: str, rows: int, cols: int, group: int = 0) -> int:
     """Bytes that a matrix of [rows, cols] takes, padding included."""
+    if codec_name in DENSE:
+        return rows * cols * DENSE[codec_name].itemsize
     strips, k_groups, width = CODECS[codec_name].packed_shape(rows, cols, group)
     return strips * k_groups * width
 
 
 def pack(q_NK: Tensor, codec_name: str, group: int = 0) -> Tensor:
-    """int8 [N, K] of -1, 0, 1 -> uint8 [S, KG, 256]."""
+    """int8 [N, K] of legal weights -> uint8 [S, KG, 256]."""
     return CODECS[codec_name].pack(q_NK, group)
 
 
@@ -32,24 +40,60 @@ def unpack(packed: Tensor, codec_name: str, rows: int, cols: int, group: int = 0
     return CODECS[codec_name].unpack(packed, rows, cols, group)
 
 
-def ternary_matmul(packed: Tensor, codec_name: str, rows: int, cols: int, x_q: Tensor, group: int = 0) -> Tensor:
+def matmul_i32(packed: Tensor, codec_name: str, rows: int, cols: int, x_q: Tensor, group: int = 0) -> Tensor:
     """x_q int8 [T, K] times the packed matrix, transposed -> the exact integers, int32 [T, N]."""
     q_NK = unpack(packed, codec_name, rows, cols, group)
     return (x_q.to(torch.int64) @ q_NK.to(torch.int64).t()).to(torch.int32)
 
 
-def ternary_linear(
+def linear(
     packed: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     codec_name: str,
     rows: int,
     cols: int,
     group: int,
     granularity: Granularity,
-    x_q: Tensor,
-    s: Tensor,
+    x: Tensor,
+    *,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """One quantised linear -> fp32 [T, N]; arguments as in `mote.kernels.ternary_linear`."""
+    """One linear map of fp32 x [T, K] -> fp32 [T, N]; arguments as in `mote.kernels.linear`."""
+    x = x.to(torch.float32)
+    if codec_name in DENSE:
+        y_TN = (x.double() @ packed.view(rows, cols).double().t()).float()
+    elif scale is None:
+        raise FormatError(f"codec {codec_name}: a packed matrix has scales")
+    else:
+        q_NK, scale, fmt = _integers(packed, scale, codec_name, rows, cols, group, granularity)
+        scaled = codec_name in SCALED
+        x_q, s = quantize_activation_grouped(x, group) if scaled else quantize_activation(x)
+        y_TN = quantized_linear(x_q, s, q_NK, scale, fmt)
+    return y_TN if bias is None else y_TN + bias
+
+
+def rows(
+    packed: Tensor, scale: Tensor | None, codec_name: str, num_rows: int, cols: int, group: int, index: Tensor
+) -> Tensor:
+    """Rows `index` [n] of the matrix [num_rows, K], dequantised -> fp32 [n, K]."""
+    if codec_name in DENSE or scale is None:
+        return packed.view(num_rows, cols)[index].float()
+    q_NK, scale, fmt = _integers(packed, scale, codec_name, num_rows, cols, group, "group")
+    return dequantize_weight(q_NK[index], scale[index], fmt)
+
+
+def _integers(
+    packed: Tensor, scale: Tensor, codec_name: str, rows: int, cols: int, group: int, granularity: Granularity
+) -> tuple[Tensor, Tensor, WeightFormat]:
+    """int8 [N, K], fp32 scales in the shape of `granularity`, and the format that the two are in."""
     q_NK = unpack(packed, codec_name, rows, cols, group)
-    fmt = WeightFormat(granularity=granularity, group=group if granularity == "group" else 0)
-    return quantized_linear(x_q, s, q_NK, scale, fmt)
+    if codec_name not in SCALED:
+        return q_NK, scale, WeightFormat(granularity=granularity, group=group if granularity == "group" else 0)
+    fmt = WeightFormat(
+        quantizer="int4" if codec_name == "int4" else "int8",
+        scale="absmax",
+        granularity="group",
+        group=group,
+        activation="int8_group",
+    )
+    return q_NK, scales_from_strips(scale, rows), fmt

@@ -8,7 +8,7 @@ from mote.errors import FormatError
 Quantizer = Literal["none", "ternary", "binary", "int2", "int3", "int4", "int6", "int8"]
 ScaleRule = Literal["absmean", "lloyd_max", "absmax"]
 Granularity = Literal["tensor", "row", "group"]
-ActivationDtype = Literal["int8", "none"]
+ActivationDtype = Literal["int8", "int8_group", "none"]
 
 QUANTIZERS: tuple[Quantizer, ...] = ("none", "ternary", "binary", "int2", "int3", "int4", "int6", "int8")
 
@@ -23,7 +23,8 @@ class WeightFormat:
         re-assigning levels and re-fitting the scale, TWN), "absmax" (n-bit round to nearest).
     granularity: one scale per matrix ("tensor", the paper's), per output row, or per group of `group` inputs.
     group: inputs per group along K; 0 unless granularity is "group".
-    activation: what enters the matrix product: "int8" per token (absmax) or "none" (as it comes).
+    activation: what enters the matrix product: "int8" per token (absmax), "int8_group" per token and group of
+        inputs, the weights' own groups, or "none" (as it comes).
     """
 
     quantizer: Quantizer = "ternary"
@@ -37,7 +38,7 @@ class WeightFormat:
             ("quantizer", self.quantizer, QUANTIZERS),
             ("scale", self.scale, ("absmean", "lloyd_max", "absmax")),
             ("granularity", self.granularity, ("tensor", "row", "group")),
-            ("activation", self.activation, ("int8", "none")),
+            ("activation", self.activation, ("int8", "int8_group", "none")),
         ):
             if value not in allowed:
                 raise FormatError(f"weight format: {name}={value!r} is unknown; use one of {', '.join(allowed)}")
@@ -45,6 +46,11 @@ class WeightFormat:
             raise FormatError(
                 f"weight format: group={self.group} with granularity={self.granularity!r}; "
                 "a group size goes with granularity 'group' and with nothing else"
+            )
+
+        if self.activation == "int8_group" and not self.group:
+            raise FormatError(
+                "weight format: activation 'int8_group' takes the weights' groups; set granularity 'group'"
             )
 
     @property

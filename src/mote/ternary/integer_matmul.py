@@ -4,13 +4,16 @@
 
 `torch._int_mm` is oneDNN's INT8 product. torch 2.13 on a CPU, all of 19^3 shapes up to 128 tried
 (2026-11-22): it is exact with VNNI or AMX except for K = 1, where it is wrong, and it saturates silently
-without VNNI. So it is used only where a probe with saturating operands passes. Elsewhere the product runs in
+without VNNI; on an AVX2 machine where it is exact (Zen 3, torch 2.13) it took 40 times as long as fp32. So it is
+used only where a probe with saturating operands passes and it keeps up with fp32. Elsewhere the product runs in
 fp32, where every partial sum is an integer below 2^24 and therefore exact in any order; longer sums are cut
 into blocks of inputs and added as integers.
 
 Shape suffixes: T tokens, N outputs, K inputs.
 """
 
+import time
+from collections.abc import Callable
 from functools import cache
 from itertools import product
 
@@ -27,7 +30,7 @@ def integer_matmul(x_q_TK: Tensor, q_NK: Tensor, max_level: int = 127) -> Tensor
     max_level: bound on |q|, which lets fp32 take longer sums at once (ternary: K up to 131,072).
     """
     cols = x_q_TK.shape[-1]
-    if x_q_TK.device.type == "cpu" and cols >= _MIN_INPUTS and x_q_TK.numel() and int8_matmul_is_exact():
+    if x_q_TK.device.type == "cpu" and cols >= _MIN_INPUTS and x_q_TK.numel() and int8_matmul_pays():
         return torch._int_mm(x_q_TK, q_NK.t())
     block = (_FP32_EXACT - 1) // (128 * max_level)
     if cols <= block:
@@ -51,6 +54,26 @@ def int8_matmul_is_exact() -> bool:
             if not bool((torch._int_mm(x_q_TK, q_NK.t()) == x_level * q_level * inputs).all()):
                 return False
     return True
+
+
+@cache
+def int8_matmul_pays() -> bool:
+    """Whether `torch._int_mm` is exact on this CPU and at most twice as slow as fp32: the same integers either way."""
+    if not int8_matmul_is_exact():
+        return False
+    x_q_TK, q_NK = (torch.ones(rows, 256, dtype=torch.int8) for rows in (64, 256))
+    return _shortest(lambda: torch._int_mm(x_q_TK, q_NK.t())) < 2 * _shortest(lambda: _fp32_block(x_q_TK, q_NK))
+
+
+def _shortest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of eight calls, after one that is not timed."""
+    call()
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def _fp32_block(x_q_TK: Tensor, q_NK: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
     acc = x_q . q^T                          exact integers
     y   = float(acc) * (s * scale)             one scale per matrix or row; s * scale is rounded to fp32 first
     y   = (sum_g float(acc_g) * scale_g) * s   one scale per group of inputs, added in ascending order in fp32
+    y   = sum_g float(acc_g) * (scale_g * s_g)  activations with scales of their own per group (int8_group)
 
 Backward is straight through both quantisers, as if y = x W^T with the dequantised operands:
 
@@ -19,20 +20,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mote.ternary.activations import quantize_activation
+from mote.ternary.activations import quantize_activation, quantize_activation_grouped
 from mote.ternary.cache import QuantizedCache
 from mote.ternary.format import WeightFormat
 from mote.ternary.integer_matmul import integer_matmul
 from mote.ternary.quantize import dequantize_weight
 
-__all__ = ["QuantizedCache", "grouped_linear", "quantized_linear", "straight_through", "weight_only_linear"]
+__all__ = [
+    "QuantizedCache",
+    "activation_linear",
+    "grouped_linear",
+    "quantized_linear",
+    "straight_through",
+    "weight_only_linear",
+]
 
 
 def quantized_linear(x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
     """INT8 activations [T, K] with scales fp32 [T] through int8 weights [N, K]: fp32 [T, N].
 
-    scale: fp32 [] (tensor), [N] (row) or [N, G] (group). Every kernel must reproduce these bits.
+    scale: fp32 [] (tensor), [N] (row) or [N, G] (group). s_T is [T, G] where the format's activation is "int8_group".
+    Every kernel must reproduce these bits.
     """
+    grouped = fmt.activation == "int8_group"
     if fmt.granularity != "group":
         acc_TN = integer_matmul(x_q_TK, q_NK, fmt.max_level)
         return acc_TN.to(torch.float32).mul_(_output_scale(s_T, scale, fmt))
@@ -40,8 +50,9 @@ def quantized_linear(x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, f
     for g, start in enumerate(range(0, q_NK.shape[1], fmt.group)):
         columns = slice(start, start + fmt.group)
         acc_TN = integer_matmul(x_q_TK[:, columns], q_NK[:, columns], fmt.max_level)
-        y_TN += acc_TN.to(torch.float32).mul_(scale[:, g])  # product rounded first, then added: no fused operation
-    return y_TN.mul_(s_T[:, None])
+        factor = scale[:, g] * s_T[:, g, None] if grouped else scale[:, g]
+        y_TN += acc_TN.to(torch.float32).mul_(factor)  # product rounded first, then added: no fused operation
+    return y_TN if grouped else y_TN.mul_(s_T[:, None])
 
 
 def weight_only_linear(x_TK: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
@@ -54,6 +65,15 @@ def weight_only_linear(x_TK: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFor
         if fmt.granularity == "group":
             return x_TK @ dequantize_weight(q_NK, scale, fmt).t()
         return (x_TK @ q_NK.to(torch.float32).t()).mul_(scale)
+
+
+def activation_linear(x_TK: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
+    """Float activations [T, K], quantised if and as the format says, through int8 weights [N, K]: fp32 [T, N]."""
+    if fmt.activation == "none":
+        return weight_only_linear(x_TK, q_NK, scale, fmt)
+    grouped = fmt.activation == "int8_group"
+    x_q_TK, s_T = quantize_activation_grouped(x_TK, fmt.group) if grouped else quantize_activation(x_TK)
+    return quantized_linear(x_q_TK, s_T, q_NK, scale, fmt)
 
 
 def straight_through(x: Tensor, q: Tensor) -> Tensor:
@@ -116,7 +136,7 @@ class _GroupedLinear(torch.autograd.Function):
         fmt: WeightFormat,
         dtype: torch.dtype,
     ) -> Tensor:
-        exact = fmt.granularity != "group" and fmt.activation == "int8"
+        exact = fmt.granularity != "group" and fmt.activation == "int8"  # int8_group has granularity group
         y_TN, operand_TK, s_T = _forward(x_TK, w_ENK, offsets, cache, fmt, dtype, exact=exact)
         weights = _backward_weights(w_ENK, cache, fmt, dtype)
         ctx.save_for_backward(operand_TK, s_T, *weights)
@@ -158,6 +178,8 @@ def _forward(
 
     exact: the numbers of `quantized_linear` or `weight_only_linear` rather than products in dtype.
     """
+    if fmt.activation == "int8_group":
+        return _forward_grouped_activations(x_TK, w_ENK, offsets, cache, fmt, dtype, exact=exact)
     operand_TK, s_T = quantize_activation(x_TK) if fmt.activation == "int8" else (x_TK.detach(), None)
     y_TN = torch.empty(x_TK.shape[0], w_ENK.shape[1], dtype=torch.float32, device=x_TK.device)
     if fmt.quantizer == "none" or not exact:
@@ -173,6 +195,31 @@ def _forward(
         else:
             y_TN[rows] = quantized_linear(operand_TK[rows], s_T[rows], q_ENK[e], scale[e], fmt)
     return y_TN, operand_TK, s_T
+
+
+def _forward_grouped_activations(
+    x_TK: Tensor,
+    w_ENK: Tensor,
+    offsets: Sequence[int],
+    cache: QuantizedCache,
+    fmt: WeightFormat,
+    dtype: torch.dtype,
+    *,
+    exact: bool,
+) -> tuple[Tensor, Tensor, None]:
+    """`_forward` where x has a scale per group: the operand is x dequantised, so that none is left to apply."""
+    x_q, s_TG = quantize_activation_grouped(x_TK, fmt.group)
+    operand_TK = x_q * s_TG.repeat_interleave(fmt.group, dim=-1)[..., : x_q.shape[-1]]
+    y_TN = torch.empty(x_TK.shape[0], w_ENK.shape[1], dtype=torch.float32, device=x_TK.device)
+    if fmt.quantizer == "none" or not exact:
+        dense_ENK = w_ENK.detach() if fmt.quantizer == "none" else cache.get_dense(w_ENK, fmt, dtype)
+        for e, rows in enumerate(_segments(offsets)):
+            y_TN[rows] = operand_TK[rows].to(dtype) @ dense_ENK[e].to(dtype).t()
+        return y_TN, operand_TK, None
+    q_ENK, scale = cache.get(w_ENK, fmt)
+    for e, rows in enumerate(_segments(offsets)):
+        y_TN[rows] = quantized_linear(x_q[rows], s_TG[rows], q_ENK[e], scale[e], fmt)
+    return y_TN, operand_TK, None
 
 
 def _backward_weights(

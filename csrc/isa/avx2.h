@@ -1,0 +1,35 @@
+// What the AVX2 files share. Include it from files compiled for AVX2 only.
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "isa/isa.h"
+
+namespace mote::avx2 {
+
+using V = __m256i;
+
+static inline V load(const void *p) { return _mm256_loadu_si256(static_cast<const V *>(p)); }
+static inline void store(void *p, V v) { _mm256_storeu_si256(static_cast<V *>(p), v); }
+// Four bytes, such as the int8 of one quad of inputs, in every lane.
+static inline V broadcast(const void *x) {
+  int32_t quad;
+  std::memcpy(&quad, x, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+static inline V multiply_add(V acc, V digits, V x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(digits, x)); }
+static inline V widen(V acc16) { return _mm256_madd_epi16(acc16, _mm256_set1_epi16(1)); }
+// Keeps a value in its register: GCC otherwise moves running sums about, and to the stack and back, in inner loops.
+static inline void pin(V &v) { asm("" : "+x"(v)); }
+// One stream of reads leaves a third of the memory's bandwidth unused. So the next 16 KiB are asked for a line from each
+// of their four pages at a time, four lines for each k-group of 256 bytes that is read.
+static inline void prefetch_group(const uint8_t *p) {
+  constexpr uintptr_t kPage = 4096, kWindow = 4 * kPage;
+  const auto at = reinterpret_cast<uintptr_t>(p), inside = at % kWindow;
+  const auto *next = reinterpret_cast<const char *>(at - inside + kWindow + inside / 4);
+  for (uintptr_t page = 0; page < kWindow; page += kPage) _mm_prefetch(next + page, _MM_HINT_T1);
+}
+
+void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR);
+}  // namespace mote::avx2

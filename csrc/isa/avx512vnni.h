@@ -1,0 +1,29 @@
+// What the AVX512-VNNI files share. Include it from files compiled for AVX512 only.
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "isa/isa.h"
+
+namespace mote::avx512vnni {
+
+using V = __m512i;
+
+constexpr int64_t kPrefetch = 4096;  // bytes ahead of the stream of weights
+
+static inline V load(const void *p) { return _mm512_loadu_si512(p); }
+static inline void store(void *p, V v) { _mm512_storeu_si512(p, v); }
+static inline V broadcast(const int8_t *x) {
+  int32_t quad;
+  std::memcpy(&quad, x, sizeof quad);
+  return _mm512_set1_epi32(quad);
+}
+static inline V bytes_of(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
+static inline void prefetch_group(const uint8_t *p) {
+  for (int64_t line = 0; line < 256; line += 64)
+    _mm_prefetch(reinterpret_cast<const char *>(p) + kPrefetch + line, _MM_HINT_T0);
+}
+
+void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR);
+}  // namespace mote::avx512vnni

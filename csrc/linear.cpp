@@ -1,0 +1,245 @@
+// Products of matrices of every format with activations, all of one call in one parallel region.
+//
+// Work is cut into (matrix, block of tokens, 64 rows). Ternary kernels return sum digit * x with digits 0..2; taking the
+// sum of x away leaves sum weight * x. Legend: N rows, K cols, T tokens, G scale groups, R the 64 rows of a strip.
+#include "linear.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+#include <new>
+
+#include "pool.h"
+#include "status.h"
+
+namespace mote {
+namespace {
+
+constexpr int64_t kTokenBlock = 240;  // accumulators of a block: 60 KiB, beside a tile of weights in L2
+
+struct Job {
+  const Product *product;
+  const Form *form;
+  int64_t block;  // tokens of one task
+  int64_t end;    // tasks of this product and of those before it
+};
+
+struct Region {
+  const Isa *isa;
+  const Job *jobs;
+  int64_t count;
+  void task(int64_t i) const;
+};
+
+// One task: strip `strip` of a product, tokens t0 .. t0 + tn - 1 of the input.
+struct Task {
+  const Isa &isa;
+  const Product &product;
+  const Form *form;
+  int64_t strip, t0, tn;
+
+  const mote_matrix &w() const { return *product.linear->w; }
+  const Geometry &m() const { return product.linear->m; }
+  int64_t n0() const { return strip * kStripRows; }
+  int64_t rows() const { return std::min(kStripRows, w().rows - n0()); }
+  float *y(int64_t t) const { return product.y + (t0 - product.first + t) * product.y_stride + n0(); }
+
+  void run() const;
+  void ternary(int32_t *acc_TR) const;
+  void ternary_grouped(int32_t *acc_TR) const;
+  void scaled(float *y_TR) const;
+  void add_bias() const;
+};
+
+void Task::run() const {
+  alignas(64) static thread_local unsigned char scratch[kTokenBlock * kStripRows * 4];
+  if (is_float(w().format)) {
+    const int64_t row_bytes = w().cols * (w().format == MOTE_BF16 ? 2 : 4);
+    isa.floats->rows_dot(w().format, w().data + n0() * row_bytes, rows(), w().cols,
+                         product.input->x() + t0 * product.input->stride(), product.input->stride(), tn, y(0),
+                         product.y_stride);
+  } else if (is_scaled(w().format)) {
+    scaled(reinterpret_cast<float *>(scratch));
+  } else if (w().granularity == MOTE_GROUP) {
+    ternary_grouped(reinterpret_cast<int32_t *>(scratch));
+  } else {
+    ternary(reinterpret_cast<int32_t *>(scratch));
+  }
+  if (w().bias) add_bias();
+}
+
+void Task::ternary(int32_t *acc_TR) const {
+  isa.dot(w().format, w().data + strip * m().kgs * kGroupBytes, m().kgs, form->x + t0 * form->stride, form->stride, tn,
+          acc_TR);
+  const auto *scale = static_cast<const float *>(w().scale);
+  for (int64_t t = 0; t < tn; ++t) {
+    const int32_t sum = form->sum[t0 + t];
+    const float s = form->s[t0 + t];
+    const int32_t *acc = acc_TR + t * kStripRows;
+    float *out = y(t);
+    if (w().granularity == MOTE_TENSOR) {
+      const float factor = s * scale[0];
+      for (int64_t r = 0; r < rows(); ++r) out[r] = static_cast<float>(acc[r] - sum) * factor;
+    } else {
+      for (int64_t r = 0; r < rows(); ++r) out[r] = static_cast<float>(acc[r] - sum) * (s * scale[n0() + r]);
+    }
+  }
+}
+
+void Task::ternary_grouped(int32_t *acc_TR) const {
+  const auto *scale = static_cast<const float *>(w().scale) + n0() * m().scales;
+  for (int64_t g = 0; g < m().scales; ++g) {
+    const int64_t kg0 = g * m().kgs_full;
+    isa.dot(w().format, w().data + (strip * m().kgs + kg0) * kGroupBytes, m().kgs_of(g, w().cols),
+            form->x + t0 * form->stride + kg0 * m().per_group, form->stride, tn, acc_TR);
+    const bool first = g == 0, last = g + 1 == m().scales;
+    for (int64_t t = 0; t < tn; ++t) {
+      const int32_t sum = form->sum[(t0 + t) * m().scales + g];
+      float *out = y(t);
+      for (int64_t r = 0; r < rows(); ++r) {
+        const float term = static_cast<float>(acc_TR[t * kStripRows + r] - sum) * scale[r * m().scales + g];
+        const float total = (first ? 0.0f : out[r]) + term;
+        out[r] = last ? total * form->s[t0 + t] : total;
+      }
+    }
+  }
+}
+
+void Task::scaled(float *y_TR) const {
+  const auto *scale = static_cast<const uint16_t *>(w().scale) + strip * m().scales * kStripRows;
+  const ScaledStrip weights = {w().data + strip * m().kgs * kGroupBytes, scale, w().cols, w().group, m().scales,
+                               w().format};
+  const GroupedInput x = {form->x + t0 * form->stride, form->stride, form->s + t0 * m().scales,
+                          form->sum + t0 * m().scales};
+  isa.dot_scaled(weights, x, tn, y_TR);
+  for (int64_t t = 0; t < tn; ++t) std::copy_n(y_TR + t * kStripRows, rows(), y(t));
+}
+
+void Task::add_bias() const {
+  const float *bias = w().bias + n0();
+  for (int64_t t = 0; t < tn; ++t) {
+    float *out = y(t);
+    for (int64_t r = 0; r < rows(); ++r) out[r] += bias[r];
+  }
+}
+
+void Region::task(int64_t i) const {
+  const Job *job = std::upper_bound(jobs, jobs + count, i, [](int64_t v, const Job &j) { return v < j.end; });
+  const Product &p = *job->product;
+  const int64_t strips = p.linear->m.strips, local = i - (job == jobs ? 0 : job[-1].end);
+  const int64_t t0 = local / strips * job->block;
+  Task{*isa, p, job->form, local % strips, p.first + t0, std::min(job->block, p.tokens - t0)}.run();
+}
+
+// Time of one multiplication, in those of a ternary one.
+int64_t cost_of(int32_t format) {
+  switch (format) {
+    case MOTE_INT4: return 2;
+    case MOTE_INT8: return 4;
+    case MOTE_BF16: return 8;
+    case MOTE_F32: return 16;
+    default: return 1;
+  }
+}
+
+int64_t lay_out(Job *jobs, int64_t count, int64_t most) {
+  int64_t tasks = 0;
+  for (Job *job = jobs; job < jobs + count; ++job) {
+    job->block = std::max<int64_t>(std::min(job->product->tokens, most), 1);
+    tasks += job->product->linear->m.strips * ((job->product->tokens + job->block - 1) / job->block);
+    job->end = tasks;
+  }
+  return tasks;
+}
+}  // namespace
+
+int multiply(const Isa &isa, const Product *products, int64_t count, int32_t threads) {
+  Job few[16];
+  std::unique_ptr<Job[]> many;
+  Job *jobs = few;
+  if (count > 16) {
+    many.reset(new (std::nothrow) Job[static_cast<size_t>(count)]);
+    jobs = many.get();
+    if (!jobs) return fail(MOTE_NO_MEMORY, "no memory for %" PRId64 " products", count);
+  }
+  int64_t cost = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Product &p = products[i];
+    if (int status = p.input->prepare(isa, *p.linear, threads)) return status;
+    jobs[i].product = &p;
+    jobs[i].form = p.input->form(*p.linear);
+    cost += p.linear->m.strips * kStripRows * p.linear->w->cols * p.tokens * cost_of(p.linear->w->format);
+  }
+  // Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
+  threads = static_cast<int32_t>(std::min<int64_t>(threads, 1 + (cost >> 21)));
+  // Small matrices have few strips: shorter blocks of tokens even out the work, down to where unpacking would show.
+  int64_t block = kTokenBlock, tasks = lay_out(jobs, count, block);
+  while (threads > 1 && block > 60 && tasks < int64_t{8} * threads) tasks = lay_out(jobs, count, block = (block + 1) / 2);
+  Region region{&isa, jobs, count};
+  parallel_for(threads, tasks, [](void *self, int64_t i) { static_cast<Region *>(self)->task(i); }, &region);
+  return MOTE_OK;
+}
+
+namespace {
+int check_scales(const mote_matrix &w, const Geometry &m) {
+  int64_t expected = 0;
+  if (is_ternary(w.format)) {
+    if (w.granularity < MOTE_TENSOR || w.granularity > MOTE_GROUP || (w.granularity == MOTE_GROUP) != (w.group > 0))
+      return fail(MOTE_BAD_ARGUMENT, "granularity %d with scale groups of %" PRId64 ": use 0 (tensor) or 1 (row) without"
+                  " groups, 2 with them", w.granularity, w.group);
+    expected = w.granularity == MOTE_TENSOR ? 1 : w.granularity == MOTE_ROW ? w.rows : w.rows * m.scales;
+  } else if (is_scaled(w.format)) {
+    if (w.granularity != MOTE_GROUP)
+      return fail(MOTE_BAD_ARGUMENT, "granularity %d: int4 and int8 have scales per group, 2", w.granularity);
+    expected = m.strips * m.scales * kStripRows;
+  }
+  if (w.scales != expected || (expected > 0 && !w.scale))
+    return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " weight scales where %" PRId64 " are needed, or a null pointer", w.scales,
+                expected);
+  return MOTE_OK;
+}
+}  // namespace
+
+int open_linear(const mote_matrix &w, const char *what, Linear *linear) {
+  Geometry m{};
+  int status = measure(&w, &m);
+  if (!status) status = check_scales(w, m);
+  if (status) {
+    char message[256];
+    std::snprintf(message, sizeof message, "%s", mote_last_error());
+    return what ? fail(status, "%s: %s", what, message) : status;
+  }
+  linear->w = &w;
+  linear->m = m;
+  return MOTE_OK;
+}
+
+int check_call(const mote_matrix &w, const void *x, int64_t tokens, int64_t x_stride, const void *y, int64_t y_stride,
+               int32_t threads) {
+  if (tokens < 0 || tokens > (int64_t{1} << 31) || x_stride < w.cols || y_stride < w.rows)
+    return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " tokens with strides %" PRId64 " (in) and %" PRId64
+                " (out) do not fit a matrix of %" PRId64 " x %" PRId64, tokens, x_stride, y_stride, w.rows, w.cols);
+  if (!fits(tokens, x_stride) || !fits(tokens, y_stride))
+    return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " tokens with strides %" PRId64 " and %" PRId64 " exceed all memory",
+                tokens, x_stride, y_stride);
+  if (tokens > 0 && (!x || !y)) return fail(MOTE_BAD_ARGUMENT, "activations or output are a null pointer");
+  if (threads < 1) return fail(MOTE_BAD_ARGUMENT, "threads=%d: use 1 or more", threads);
+  return MOTE_OK;
+}
+}  // namespace mote
+
+using namespace mote;
+
+extern "C" int mote_linear_f32(const mote_matrix *w, const float *x, int64_t tokens, int64_t x_stride, float *y,
+                               int64_t y_stride, int32_t threads) {
+  Linear linear;
+  if (!w) return fail(MOTE_BAD_ARGUMENT, "the packed matrix is a null pointer");
+  if (int status = open_linear(*w, nullptr, &linear)) return status;
+  if (int status = check_call(*w, x, tokens, x_stride, y, y_stride, threads)) return status;
+  const Isa *isa = chosen_isa();
+  if (!isa) return MOTE_UNSUPPORTED;
+  if (tokens == 0) return MOTE_OK;
+  Input input(x, tokens, w->cols, x_stride);
+  const Product product = {&linear, &input, 0, tokens, y, y_stride};
+  return multiply(*isa, &product, 1, threads);
+}
