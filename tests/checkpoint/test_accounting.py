@@ -18,6 +18,8 @@ from mote.checkpoint.accounting import (
     true_bytes,
 )
 from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.header import PlannedTensor
+from mote.checkpoint.layout import expected_tensors
 from mote.checkpoint.shards import Checkpoint
 from mote.ternary.format import WeightFormat
 
@@ -63,6 +65,13 @@ def test_scales_are_what_the_paper_leaves_out() -> None:
         ("model.layers.3.mlp.up_proj.packed", "shared_experts"),
         ("model.layers.30.mlp.up_proj.weight", "dense_ffn"),
         ("model.layers.3.mlp.up_proj.scale", "scales"),
+        ("model.layers.30.mlp.up_proj.packed", "dense_ffn"),
+        ("model.layers.3.self_attn.q_proj.packed", "attention"),
+        ("model.layers.3.self_attn.q_proj.scale", "scales"),
+        ("language_model.lm_head.packed", "embeddings"),
+        ("lm_head.scale", "scales"),
+        ("model.embed_tokens.packed", "embeddings"),
+        ("model.language_model.embed_tokens.scale", "scales"),
         ("model.layers.3.mlp.experts.up_proj_scale", "scales"),
         ("model.layers.3.mlp.experts.gain", "scales"),
         ("model.layers.3.mlp.experts.up_proj", "routed_experts"),
@@ -89,6 +98,20 @@ def test_true_bytes_add_up(write_mixture: Write) -> None:
     on_disk = sum(path.stat().st_size for path in checkpoint.root.glob("*.safetensors"))
     assert file_bytes(checkpoint) == on_disk
     assert sum(counted.values()) < on_disk
+
+
+def test_the_3b_shape_with_an_int4_shared_expert() -> None:
+    """What a file holds of the paper's 2.95 GiB: every tensor of the mixtures, routers, scales and padding included."""
+    int4 = WeightFormat(quantizer="int4", scale="absmax", granularity="group", group=64, activation="int8_group")
+    hidden, ffn, layers = 2048, 11008, 36
+    mote = MoteConfig(layers=tuple(range(layers)), state="packed", codec="base3", shared=int4)
+    tensors = expected_tensors(mote, "model.layers.0.mlp.", hidden, ffn)
+    true = layers * sum(PlannedTensor(name, dtypes[0], shape).nbytes for name, (dtypes, shape) in tensors.items())
+    paper = paper_row(hidden, ffn, layers)["mote_int4_shared_base3"]
+    assert round(paper, 2) == 2.95
+    assert paper < true / 2**30 <= 3.05
+    scales = sum(PlannedTensor("", d[0], s).nbytes for name, (d, s) in tensors.items() if name.endswith("proj.scale"))
+    assert scales == 3 * hidden * ffn // 64 * 2  # bf16, and neither size has padding
 
 
 def test_describe(write_mixture: Write) -> None:

@@ -36,12 +36,13 @@ def forget_hashes(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("name", PACKED)
 def test_a_sound_checkpoint(write_mixture: Write, name: str) -> None:
     checkpoint = write_mixture(PACKED[name], max_shard_bytes=9000)
-    seen: list[int] = []
-    outcome = verify(checkpoint.root, progress=seen.append)
+    seen: list[tuple[int, int]] = []
+    outcome = verify(checkpoint.root, progress=lambda *told: seen.append(told))
     assert outcome.ok, outcome.problems
     assert outcome.notes == []
     assert outcome.tensors == len(checkpoint.tensors)
-    assert outcome.bytes == sum(seen)
+    assert outcome.bytes == sum(count for count, _ in seen)
+    assert {total for _, total in seen} == {outcome.bytes}
 
 
 def test_any_changed_byte_is_found(write_mixture: Write) -> None:

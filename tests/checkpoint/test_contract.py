@@ -18,6 +18,16 @@ formats = st.builds(
     granularity=st.sampled_from(["tensor", "row"]),
 ) | st.just(WeightFormat(granularity="group", group=64))
 
+integers = st.builds(
+    WeightFormat,
+    quantizer=st.sampled_from(["int4", "int8"]),
+    scale=st.just("absmax"),
+    granularity=st.just("group"),
+    group=st.sampled_from([32, 64, 128]),
+    activation=st.just("int8_group"),
+)
+INT4 = {"quantizer": "int4", "scale": "absmax", "granularity": "group", "group": 64, "activation": "int8_group"}
+
 
 @given(
     layers=st.lists(st.integers(0, 90), unique=True).map(sorted),
@@ -32,6 +42,23 @@ def test_json_round_trip(layers: list[int], codec: Any, **fields: Any) -> None:
     plain = json.loads(json.dumps(config.to_dict()))
     assert plain["quant_method"] == "mote"
     assert MoteConfig.from_dict(plain) == config
+
+
+@given(attention=integers | st.just(FULL_PRECISION), head=integers | st.just(FULL_PRECISION), shared=integers)
+def test_json_round_trip_of_a_dense_model_that_is_packed(**formats_: WeightFormat) -> None:
+    sizes: Any = {"hidden_size": 24, "ffn_size": 40, "query_size": 16, "key_value_size": 8, "vocab_size": 99}
+    config = MoteConfig(state="packed", num_experts=0, top_k=0, **formats_, **sizes)
+    plain = json.loads(json.dumps(config.to_dict()))
+    assert MoteConfig.from_dict(plain) == config
+
+
+def test_a_config_without_the_newer_keys_still_loads() -> None:
+    plain = MoteConfig(layers=(0, 1), state="packed", codec="base3").to_dict()
+    for name in ("attention", "head", "query_size", "key_value_size", "vocab_size"):
+        del plain[name]
+    config = MoteConfig.from_dict(plain)
+    assert (config.attention, config.head) == (FULL_PRECISION, FULL_PRECISION)
+    assert config == MoteConfig(layers=(0, 1), state="packed", codec="base3")
 
 
 @pytest.mark.parametrize(
@@ -55,6 +82,18 @@ def test_json_round_trip(layers: list[int], codec: Any, **fields: Any) -> None:
         {"routed": {"quantizer": "int5"}},
         {"routed": {"group": 64}},
         {"shared": "none"},
+        {"attention": INT4},
+        {"head": INT4},
+        {"state": "packed", "codec": "2bit", "attention": {**INT4, "activation": "int8"}},
+        {"state": "packed", "codec": "2bit", "head": {**INT4, "quantizer": "int6"}},
+        {"state": "packed", "codec": "2bit", "head": {**INT4, "scale": "lloyd_max"}},
+        {"state": "packed", "codec": "2bit", "attention": {"quantizer": "ternary"}},
+        {"shared": {**INT4, "granularity": "row", "group": 0}},
+        {"state": "packed", "layers": [], "num_experts": 0},
+        {"state": "packed", "layers": [], "num_experts": 0, "top_k": 0, "codec": "2bit"},
+        {"layers": [], "num_experts": 0, "top_k": 0},
+        {"query_size": -1},
+        {"vocab_size": 2.5},
         {"new_key": 1},
     ],
 )

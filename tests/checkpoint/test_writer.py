@@ -326,10 +326,12 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 
 def test_progress_adds_up(write_tensors: Write) -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     tensors = some_tensors()
-    write_tensors(tensors, progress=seen.append, max_shard_bytes=100)
-    assert sum(seen) == sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    write_tensors(tensors, progress=lambda *told: seen.append(told), max_shard_bytes=100)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    assert sum(count for count, _ in seen) == size
+    assert {total for _, total in seen} == {size}
 
 
 def test_no_warnings_on_the_way(write_tensors: Write) -> None:

@@ -15,7 +15,15 @@ from fractions import Fraction
 from typing import Any
 
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.layout import MATRICES, ffn_sizes, is_packable, matrix_shape, mixture_prefixes
+from mote.checkpoint.layout import (
+    MATRICES,
+    VISION,
+    decoder_prefixes,
+    ffn_sizes,
+    is_ternary,
+    matrix_shape,
+    mixture_prefixes,
+)
 from mote.checkpoint.shards import Checkpoint
 
 GIB = 1 << 30
@@ -32,10 +40,14 @@ COMPONENTS = (
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (component, re.compile(pattern))
     for component, pattern in (
-        ("vision_tower", r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\."),
+        ("vision_tower", VISION.pattern),
         ("connector", r"(^|\.)(multi_modal_projector|mm_projector|connector)\."),
         ("routers", r"\.mlp\.router\.weight$"),
-        ("scales", r"\.mlp\.(experts\.(\w+_proj_scale|gain)|\w+_proj\.scale)$"),
+        (
+            "scales",
+            r"\.mlp\.experts\.(\w+_proj_scale|gain)$|\.(mlp|self_attn)\.\w+_proj\.scale$"
+            r"|(^|\.)(embed_tokens|lm_head)\.scale$",
+        ),
         ("routed_experts", r"\.mlp\.experts\."),
         ("dense_ffn", r"\.mlp\.(gate|up|down)_proj\."),
         ("attention", r"\.self_attn\."),
@@ -119,7 +131,18 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         },
     }
     if mote is not None:
-        summary["mixture"] = _mixture(checkpoint, mote)
+        summary["formats"] = {name: mote.to_dict()[name] for name in ("shared", "attention", "head")}
+        if mote.layers:
+            summary["mixture"] = _mixture(checkpoint, mote)
+        else:
+            layers = len(decoder_prefixes(checkpoint.tensors))
+            summary["paper_accounting_gib"] = paper_gib(
+                mote.hidden_size,
+                mote.ffn_size,
+                layers,
+                shared_bits=_nominal_bits(mote, routed=False),
+                routed_bits=Fraction(0),
+            )
     return summary
 
 
@@ -168,6 +191,6 @@ def _mixture(checkpoint: Checkpoint, mote: MoteConfig) -> dict[str, Any]:
 def _nominal_bits(mote: MoteConfig, *, routed: bool) -> Fraction:
     """Bits per weight in the paper's sense: of the format, whatever is stored; floats count as BF16."""
     fmt = mote.routed if routed else mote.shared
-    if is_packable(fmt):
+    if is_ternary(fmt):
         return BASE3_BITS if mote.codec == "base3" else TWO_BIT
     return BF16_BITS if fmt.quantizer == "none" else Fraction(int(fmt.quantizer.removeprefix("int")))

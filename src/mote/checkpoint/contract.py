@@ -18,6 +18,20 @@ MODEL_TYPE = "mote_lmm"
 State = Literal["dense", "upcycled", "packed"]
 Combine = Literal["add", "convex", "gated"]
 CodecName = Literal["base3", "2bit"]
+IntegerCodec = Literal["int4", "int8"]
+SIZES = ("hidden_size", "ffn_size", "query_size", "key_value_size", "vocab_size")
+"""Keys that state unpadded sizes, which packed tensors do not tell."""
+
+
+def integer_codec(fmt: WeightFormat) -> IntegerCodec | None:
+    """The integer codec that holds matrices of this format, or None for a format that none holds.
+
+    INT8 activations with a scale per group are what tells weights that are stored packed from weights that are kept as
+    floats and quantised on the fly.
+    """
+    if fmt.activation != "int8_group" or fmt.granularity != "group" or fmt.scale != "absmax":
+        return None
+    return fmt.quantizer if fmt.quantizer in ("int4", "int8") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +47,18 @@ class MoteConfig:
     train_shared: whether stage III trains the shared expert (the paper: no).
     combine: "add" y = S + p R, "convex" y = (1 - p) S + p R, "gated" y = S + p g R with a learnable gain g
         per expert that starts at 0 and folds into the down scale at packing.
-    routed, shared: number formats of the routed experts' and the shared expert's matrices.
+    routed, shared: number formats of the routed experts' and the shared expert's matrices. An `integer_codec` format of
+        `shared` in a packed model is also that of the FFNs in layers without a mixture.
+    attention, head: number formats of the projections q, k, v, o and of the language model's head (with a tied
+        embedding, of the one table that is both): full precision, or an `integer_codec` format in a packed model.
     codec: packed layout of the ternary matrices; None unless state is "packed".
     balance_coefficient: weight of the load-balancing loss (Switch), summed over layers.
     hidden_size, ffn_size: H and F of the FFNs, without which packed tensors cannot be decoded; 0 where a
         float shared expert or the float experts tell them.
+    query_size, key_value_size, vocab_size: rows of q (columns of o), rows of k and of v, rows of the head; stated where
+        these are packed, else 0.
+
+    A dense model whose matrices are packed has state "packed", no layers, no experts (num_experts = top_k = 0).
     """
 
     state: State = "upcycled"
@@ -50,10 +71,15 @@ class MoteConfig:
     combine: Combine = "add"
     routed: WeightFormat = field(default_factory=WeightFormat)
     shared: WeightFormat = FULL_PRECISION
+    attention: WeightFormat = FULL_PRECISION
+    head: WeightFormat = FULL_PRECISION
     codec: CodecName | None = None
     balance_coefficient: float = 0.01
     hidden_size: int = 0
     ffn_size: int = 0
+    query_size: int = 0
+    key_value_size: int = 0
+    vocab_size: int = 0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -62,7 +88,7 @@ class MoteConfig:
                 f"quantization_config: format_version {self.format_version} is not {FORMAT_VERSION}, "
                 "the only one this version of mote reads; install the mote that wrote the checkpoint"
             )
-        for name in ("num_experts", "top_k", "hidden_size", "ffn_size"):
+        for name in ("num_experts", "top_k", *SIZES):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise FormatError(f"quantization_config: {name}={value!r} is not a whole number >= 0")
@@ -74,7 +100,8 @@ class MoteConfig:
             raise FormatError(f"balance_coefficient={coefficient!r} is not a finite number, 0 or more")
         if not all(isinstance(layer, int) and layer >= 0 for layer in self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not indices of decoder layers")
-        if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
+        dense = self.state == "packed" and not self.layers and self.num_experts == self.top_k == 0
+        if not dense and not 1 <= self.top_k <= self.num_experts:
             raise FormatError(f"top_k={self.top_k} of num_experts={self.num_experts}: choose between 1 expert and all")
         for name, value, allowed in (
             ("state", self.state, ("upcycled", "packed")),
@@ -83,10 +110,17 @@ class MoteConfig:
         ):
             if value not in allowed:
                 raise FormatError(f"quantization_config: {name}={value!r} is unknown; use one of {allowed}")
-        if (self.state == "packed") != (self.codec is not None):
+        if (self.state == "packed" and not dense) != (self.codec is not None):
             raise FormatError(f"quantization_config: codec={self.codec!r} with state={self.state!r}")
         if tuple(sorted(set(self.layers))) != tuple(self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
+        for name in ("attention", "head"):
+            fmt = getattr(self, name)
+            if fmt.quantizer != "none" and (self.state != "packed" or integer_codec(fmt) is None):
+                raise FormatError(
+                    f"quantization_config: {name} in {fmt.quantizer}, state {self.state!r}; only a packed model has it "
+                    "quantised, to int4 or int8 by absmax per group, with int8_group activations"
+                )
         if self.combine != "add" and not self.shared_expert:
             raise FormatError(f"combine={self.combine!r} needs the shared expert; use combine='add' without one")
 
@@ -107,7 +141,7 @@ class MoteConfig:
         if unknown:
             raise CheckpointError(f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?")
         try:
-            for name in ("routed", "shared"):
+            for name in ("routed", "shared", "attention", "head"):
                 if name in plain:
                     plain[name] = WeightFormat(**plain[name])
             plain["layers"] = tuple(plain.get("layers", ()))

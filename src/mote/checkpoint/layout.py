@@ -1,22 +1,29 @@
-"""Names and shapes of the tensors of a mixture, and the check that a checkpoint holds exactly these.
+"""Names and shapes of the tensors of a mixture and of packed matrices, and the check that a checkpoint holds exactly
+these.
 
 Legend: E experts, N rows (outputs), K columns (inputs) of a matrix, H hidden size, F FFN width, G scale
-groups. In layer `<layer>` the shared expert keeps the names of the dense FFN, so that dense keys stay valid:
+groups, S strips of 64 rows, KG k-groups. In layer `<layer>` the shared expert keeps the names of the dense FFN, so that
+dense keys stay valid:
 
     <layer>.mlp.{gate,up,down}_proj.weight              shared expert [N, K]
-    <layer>.mlp.{gate,up,down}_proj.{packed,scale}      the same when it is ternary and packed
     <layer>.mlp.router.weight                           [E, H] F32
     <layer>.mlp.experts.{gate,up,down}_proj             up-cycled experts [E, N, K], any float dtype
     <layer>.mlp.experts.gain                            [E] F32, combine "gated", up-cycled only
     <layer>.mlp.experts.{gate,up,down}_proj_packed      [E, S, KG, 256] U8, see `mote.ternary.codecs`
     <layer>.mlp.experts.{gate,up,down}_proj_scale       [E] | [E, N] | [E, N, G] F32
+
+A packed linear (shared expert, FFN of a layer without a mixture, attention projection, head or tied table) has, where
+`<module>.weight` was,
+
+    <module>.packed                                     [S, KG, 256] U8
+    <module>.scale                                      ternary: [] | [N] | [N, G] F32; int4, int8: [S, G, 64] BF16
 """
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.contract import MoteConfig, integer_codec
 from mote.checkpoint.header import TensorInfo
 from mote.errors import CheckpointError, MoteError
 from mote.ternary.format import WeightFormat
@@ -25,17 +32,46 @@ if TYPE_CHECKING:
     from mote.checkpoint.shards import Checkpoint
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FLOATS = ("F32", "BF16", "F16", "F64")
+STRIP_ROWS = 64
+VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
 _MIXTURE = re.compile(r"^(?:.*\.)?layers\.(\d+)\.mlp\.router\.weight$")
-_PACKED = re.compile(r"\.mlp\.experts\.(gate|up|down)_proj_packed$")
+_DECODER = re.compile(r"^((?:.*\.)?layers\.(\d+)\.)mlp\.(?:router\.weight|gate_proj\.(?:weight|packed))$")
+_PACKED = re.compile(r"(\.mlp\.experts\.(gate|up|down)_proj_packed|(_proj|embed_tokens|lm_head)\.packed)$")
+_HEAD = re.compile(r"^(?:.*\.)?(?:lm_head|embed_tokens)\.packed$")
 
 Expected = tuple[tuple[str, ...], tuple[int, ...]]
 """Allowed dtypes and the shape of a tensor."""
 
 
-def is_packable(fmt: WeightFormat) -> bool:
-    """Whether the codecs hold this grid: -1, 0, 1 and its subset -1, 1."""
+class Linear(NamedTuple):
+    """What the bytes of a packed matrix W [rows, cols] cannot say themselves; codec: key in `mote.ternary.codecs`."""
+
+    rows: int
+    cols: int
+    format: WeightFormat
+    codec: str
+
+    def expected(self, module: str) -> dict[str, Expected]:
+        """The two tensors of the packed linear called `module`. Raises FormatError on sizes the codec cannot hold."""
+        scale_dtype = "F32" if is_ternary(self.format) else "BF16"
+        return {
+            f"{module}.packed": (("U8",), _packed_shape(self.codec, self.format, self.rows, self.cols)),
+            f"{module}.scale": ((scale_dtype,), scale_shape(self.format, self.rows, self.cols)),
+        }
+
+
+def is_ternary(fmt: WeightFormat) -> bool:
+    """Whether the grid is that of the ternary codecs: -1, 0, 1, or its subset -1, 1."""
     return fmt.quantizer in ("ternary", "binary")
+
+
+def codec_of(mote: MoteConfig, fmt: WeightFormat) -> str | None:
+    """Name of the codec of matrices in `fmt`, which is one of the formats of `mote`; None where they are floats."""
+    if mote.state != "packed":
+        return None
+    return mote.codec if is_ternary(fmt) else integer_codec(fmt)
 
 
 def matrix_shape(matrix: str, hidden: int, ffn: int) -> tuple[int, int]:
@@ -44,12 +80,13 @@ def matrix_shape(matrix: str, hidden: int, ffn: int) -> tuple[int, int]:
 
 
 def scale_shape(fmt: WeightFormat, rows: int, cols: int) -> tuple[int, ...]:
-    """Shape of the scales of one matrix [rows, cols], without a leading expert dimension."""
+    """Shape of the scales of one packed matrix [rows, cols], without a leading expert dimension."""
     if fmt.granularity == "tensor":
         return ()
     if fmt.granularity == "row":
         return (rows,)
-    return (rows, -(-cols // fmt.group))
+    groups = -(-cols // fmt.group)
+    return (rows, groups) if integer_codec(fmt) is None else (-(-rows // STRIP_ROWS), groups, STRIP_ROWS)
 
 
 def mixture_prefixes(names: Iterable[str]) -> dict[int, str]:
@@ -61,6 +98,18 @@ def mixture_prefixes(names: Iterable[str]) -> dict[int, str]:
             if layer in found:
                 raise CheckpointError(f"two routers claim layer {layer}: {found[layer]}router.weight and {name}")
             found[layer] = name.removesuffix("router.weight")
+    return dict(sorted(found.items()))
+
+
+def decoder_prefixes(names: Iterable[str]) -> dict[int, str]:
+    """Layer index -> prefix of the decoder layer with a trailing dot ("model.layers.3."), found by its FFN."""
+    found: dict[int, str] = {}
+    for name in names:
+        match = _DECODER.match(name)
+        if match is None or VISION.search(name):
+            continue
+        if found.setdefault(int(match[2]), match[1]) != match[1]:
+            raise CheckpointError(f"two decoders claim layer {match[2]}: {found[int(match[2])]} and {match[1]}")
     return dict(sorted(found.items()))
 
 
@@ -84,30 +133,56 @@ def expected_tensors(mote: MoteConfig, prefix: str, hidden: int, ffn: int) -> di
     """Every tensor of the mixture at `prefix`. Raises FormatError on sizes that the codec cannot hold."""
     experts = mote.num_experts
     expected: dict[str, Expected] = {f"{prefix}router.weight": (("F32",), (experts, hidden))}
+    routed, shared = codec_of(mote, mote.routed), codec_of(mote, mote.shared)
     for matrix in MATRICES:
         rows, cols = matrix_shape(matrix, hidden, ffn)
-        if mote.codec is not None and is_packable(mote.routed):
+        if routed is not None:
             name = f"{prefix}experts.{matrix}"
             expected[f"{name}_packed"] = (
                 ("U8",),
-                (experts, *_packed_shape(mote.codec, mote.routed, rows, cols)),
+                (experts, *_packed_shape(routed, mote.routed, rows, cols)),
             )
             expected[f"{name}_scale"] = (("F32",), (experts, *scale_shape(mote.routed, rows, cols)))
         else:
             expected[f"{prefix}experts.{matrix}"] = (FLOATS, (experts, rows, cols))
         if not mote.shared_expert:
             continue
-        if mote.codec is not None and is_packable(mote.shared):
-            expected[f"{prefix}{matrix}.packed"] = (
-                ("U8",),
-                _packed_shape(mote.codec, mote.shared, rows, cols),
-            )
-            expected[f"{prefix}{matrix}.scale"] = (("F32",), scale_shape(mote.shared, rows, cols))
+        if shared is not None:
+            expected |= Linear(rows, cols, mote.shared, shared).expected(f"{prefix}{matrix}")
         else:
             expected[f"{prefix}{matrix}.weight"] = (FLOATS, (rows, cols))
     if mote.combine == "gated" and mote.state == "upcycled":
         expected[f"{prefix}experts.gain"] = (("F32",), (experts,))
     return expected
+
+
+def plain_linears(mote: MoteConfig, names: Iterable[str]) -> dict[str, Linear]:
+    """Module name -> sizes of every packed linear outside of the mixtures.
+
+    These are the FFNs of layers without a mixture, the attention projections and the head. names: of all tensors.
+    Raises CheckpointError when the head is not there, or twice.
+    """
+    names = list(names)
+    found: dict[str, Linear] = {}
+    ffn, attention, head = (codec_of(mote, fmt) for fmt in (mote.shared, mote.attention, mote.head))
+    hidden, query, key_value = mote.hidden_size, mote.query_size, mote.key_value_size
+    projections = {"q_proj": (query, hidden), "o_proj": (hidden, query)}
+    for layer, prefix in decoder_prefixes(names).items():
+        if attention is not None:
+            for name in ATTENTION:
+                shape = projections.get(name, (key_value, hidden))
+                found[f"{prefix}self_attn.{name}"] = Linear(*shape, mote.attention, attention)
+        # A shared expert on a ternary grid was trained on it; a dense layer's FFN beside it was not.
+        if ffn is not None and layer not in mote.layers and integer_codec(mote.shared):
+            for name in MATRICES:
+                shape = matrix_shape(name, hidden, mote.ffn_size)
+                found[f"{prefix}mlp.{name}"] = Linear(*shape, mote.shared, ffn)
+    if head is not None:
+        tables = [name for name in names if _HEAD.match(name) and not VISION.search(name)]
+        if len(tables) != 1:
+            raise CheckpointError(f"holds {len(tables)} packed heads; its quantization_config promises one")
+        found[tables[0].removesuffix(".packed")] = Linear(mote.vocab_size, hidden, mote.head, head)
+    return found
 
 
 def _packed_shape(codec: str, fmt: WeightFormat, rows: int, cols: int) -> tuple[int, ...]:
@@ -118,13 +193,14 @@ def _packed_shape(codec: str, fmt: WeightFormat, rows: int, cols: int) -> tuple[
 
 
 def check_layout(checkpoint: "Checkpoint") -> None:
-    """Raise CheckpointError unless every mixture has its tensors in dtype and shape, and finite scales."""
+    """Raise CheckpointError unless every mixture and packed linear has its tensors in dtype and shape, and finite
+    scales."""
     mote, tensors, root = checkpoint.mote, checkpoint.tensors, checkpoint.root
     if mote is None:
         stray = next((name for name in tensors if _PACKED.search(name)), None)
         if stray is not None:
             raise CheckpointError(
-                f"{root}: holds packed experts ({stray}), but its config.json has lost quantization_config; "
+                f"{root}: holds packed matrices ({stray}), but its config.json has lost quantization_config; "
                 "take config.json from the checkpoint that was packed"
             )
         return
@@ -132,10 +208,13 @@ def check_layout(checkpoint: "Checkpoint") -> None:
         found = mixture_prefixes(tensors)
         if tuple(found) != mote.layers:
             raise CheckpointError(f"routers stand in layers {list(found)}, config.json says {list(mote.layers)}")
+        expected: dict[str, Expected] = {}
         for prefix in found.values():
-            hidden, ffn = ffn_sizes(mote, checkpoint.config, tensors, prefix)
-            for name, expected in expected_tensors(mote, prefix, hidden, ffn).items():
-                _check_tensor(checkpoint, name, expected)
+            expected |= expected_tensors(mote, prefix, *ffn_sizes(mote, checkpoint.config, tensors, prefix))
+        for module, linear in plain_linears(mote, tensors).items():
+            expected |= linear.expected(module)
+        for name, promised in expected.items():
+            _check_tensor(checkpoint, name, promised)
     except MoteError as error:
         raise CheckpointError(f"{root}: {error}") from None
 
@@ -158,5 +237,10 @@ def _check_scales(checkpoint: "Checkpoint", info: TensorInfo) -> None:
     import numpy as np
 
     pages, inside = checkpoint.map(info.name)
-    if not np.isfinite(np.frombuffer(pages, dtype="<f4", count=info.numel, offset=inside)).all():
+    if info.dtype == "BF16":  # which numpy lacks: NaN and Inf have all bits of the exponent set
+        bits = np.frombuffer(pages, dtype="<u2", count=info.numel, offset=inside)
+        finite = bool(((bits & 0x7F80) != 0x7F80).all())
+    else:
+        finite = bool(np.isfinite(np.frombuffer(pages, dtype="<f4", count=info.numel, offset=inside)).all())
+    if not finite:
         raise CheckpointError(f"tensor {info.name!r} in {info.shard} holds scales that are NaN or Inf; pack again")

@@ -8,13 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import TensorInfo
-from mote.checkpoint.layout import MATRICES, ffn_sizes, matrix_shape, mixture_prefixes
+from mote.checkpoint.layout import (
+    MATRICES,
+    Linear,
+    codec_of,
+    ffn_sizes,
+    matrix_shape,
+    mixture_prefixes,
+    plain_linears,
+)
 from mote.checkpoint.lineage import MOTE_FILE, file_hash
 from mote.checkpoint.shards import Checkpoint, count_not_finite
 from mote.errors import CheckpointError, FormatError, MoteError
-from mote.ternary.format import WeightFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +42,10 @@ class Verification:
         return not self.problems
 
 
-def verify(directory: str | Path, *, progress: Callable[[int], None] | None = None) -> Verification:
+def verify(directory: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Verification:
     """Check all of a checkpoint and list every problem found; raises nothing about its contents.
 
-    progress: is told the bytes of each tensor that was checked. Needs memory for one tensor.
+    progress: is told, after each tensor, (its bytes, those of all). Needs memory for one tensor.
     """
     root = Path(directory)
     try:
@@ -48,15 +54,15 @@ def verify(directory: str | Path, *, progress: Callable[[int], None] | None = No
         return Verification(problems=[str(error)])
     problems, notes = _check_hashes(checkpoint)
     packed = _packed_matrices(checkpoint)
+    total = sum(info.nbytes for info in checkpoint.tensors.values())
     for info in checkpoint.tensors.values():
         try:
             problems += _check_tensor(checkpoint, info, packed)
         except MoteError as error:
             problems.append(str(error))
         if progress is not None:
-            progress(info.nbytes)
-    sizes = [info.nbytes for info in checkpoint.tensors.values()]
-    return Verification(problems=problems, notes=notes, tensors=len(sizes), bytes=sum(sizes))
+            progress(info.nbytes, total)
+    return Verification(problems=problems, notes=notes, tensors=len(checkpoint.tensors), bytes=total)
 
 
 def _check_hashes(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
@@ -80,33 +86,31 @@ def _check_hashes(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     return problems, []
 
 
-def _packed_matrices(checkpoint: Checkpoint) -> dict[str, tuple[MoteConfig, WeightFormat, int, int]]:
-    """Name of every packed tensor -> contract, format, rows and columns of its matrices."""
+def _packed_matrices(checkpoint: Checkpoint) -> dict[str, Linear]:
+    """Name of every packed tensor -> format and sizes of its matrices."""
     mote = checkpoint.mote
-    found: dict[str, tuple[MoteConfig, WeightFormat, int, int]] = {}
-    if mote is None or mote.codec is None:
-        return found
+    if mote is None:
+        return {}
+    found = {f"{name}.packed": linear for name, linear in plain_linears(mote, checkpoint.tensors).items()}
     for prefix in mixture_prefixes(checkpoint.tensors).values():
         hidden, ffn = ffn_sizes(mote, checkpoint.config, checkpoint.tensors, prefix)
         for matrix in MATRICES:
             shape = matrix_shape(matrix, hidden, ffn)
-            found[f"{prefix}experts.{matrix}_packed"] = (mote, mote.routed, *shape)
-            found[f"{prefix}{matrix}.packed"] = (mote, mote.shared, *shape)
+            for name, fmt in ((f"experts.{matrix}_packed", mote.routed), (f"{matrix}.packed", mote.shared)):
+                if codec := codec_of(mote, fmt):
+                    found[f"{prefix}{name}"] = Linear(*shape, fmt, codec)
     return found
 
 
-def _check_tensor(
-    checkpoint: Checkpoint, info: TensorInfo, packed: dict[str, tuple[MoteConfig, WeightFormat, int, int]]
-) -> list[str]:
+def _check_tensor(checkpoint: Checkpoint, info: TensorInfo, packed: dict[str, Linear]) -> list[str]:
     where = f"{checkpoint.root / info.shard}: tensor {info.name!r}"
     tensor = checkpoint.read(info.name)
     if info.name in packed:
         from mote.ternary.codecs import CODECS
 
-        mote, fmt, rows, cols = packed[info.name]
-        assert mote.codec is not None
+        linear = packed[info.name]
         try:
-            CODECS[mote.codec].check(tensor, rows, cols, fmt.group)
+            CODECS[linear.codec].check(tensor, linear.rows, linear.cols, linear.format.group)
         except FormatError as error:
             return [f"{where}: {error}"]
         return []

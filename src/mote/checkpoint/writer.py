@@ -51,7 +51,7 @@ def write_checkpoint(
     files: Mapping[str, bytes | str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """Write the directory `out` and return it opened.
 
@@ -59,8 +59,8 @@ def write_checkpoint(
     called once for each, shard by shard, and must give that dtype and shape, on any device. lineage: the
     stage's running `Provenance`. carry_from: directory whose `CARRIED` files are copied, never weights.
     files: further small files by name. max_shard_bytes: data bytes per file; a larger tensor gets a file to
-    itself. force: replace an existing checkpoint, in one step at the end. progress: is told the bytes of
-    each tensor written.
+    itself. force: replace an existing checkpoint, in one step at the end. progress: is told, after each tensor,
+    (its bytes, those of all).
 
     Raises CheckpointError (disk full, `out` in use, a tensor not as planned); then `out` is as it was before.
     """
@@ -74,7 +74,9 @@ def write_checkpoint(
             _place(partial, name).write_bytes(data.encode() if isinstance(data, str) else data)
         if len(shards) > 1:
             (partial / INDEX_FILE).write_bytes(pretty_json(_index(shards)))
-        hashes = {shard: _write_shard(partial / shard, planned, produce, progress) for shard, planned in shards.items()}
+        total = sum(plan.nbytes for plan in tensors)
+        told = None if progress is None else lambda count: progress(count, total)
+        hashes = {shard: _write_shard(partial / shard, planned, produce, told) for shard, planned in shards.items()}
         seal(partial, lineage, hashed=hashes)
         # What does not open must not replace what does.
         checkpoint = Checkpoint.open(partial)

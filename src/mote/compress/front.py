@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mote.checkpoint.contract import CodecName
-from mote.compress.config import PackConfig
+from mote.compress.config import PackConfig, Storage
 from mote.errors import RecipeError
 
 
@@ -14,16 +14,21 @@ def pack(
     out: str | PathLike[str] | None = None,
     *,
     codec: CodecName = "base3",
+    shared: Storage = "none",
+    attention: Storage = "none",
+    head: Storage = "none",
+    group: int = 64,
     force: bool = False,
 ) -> Any:
     """Packs an up-cycled transformers model in place, or an up-cycled checkpoint directory into `out`.
 
-    Returns the model, or the path of the written checkpoint. force: replace an existing `out`. Raises MoteError: not
-    up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
+    codec: of the routed experts. shared, attention, head, group: as in `PackConfig`; with one of the former a dense
+    model can be packed as well. Returns the model, or the path of the written checkpoint. force: replace an existing
+    `out`. Raises MoteError: not up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
 
-    Example: `mote.pack("runs/mote", "runs/packed")`.
+    Example: `mote.pack("runs/mote", "runs/packed", shared="int4", attention="int8", head="int4")`.
     """
-    config = PackConfig(codec=codec)
+    config = PackConfig(codec=codec, shared=shared, attention=attention, head=head, group=group)
     if isinstance(model_or_dir, str | PathLike):
         if out is None:
             raise RecipeError(f"pack: {model_or_dir} is a directory; name the directory to write as well (out=...)")

@@ -5,51 +5,83 @@ from typing import Any
 import torch
 from torch import nn
 
-from mote.checkpoint.layout import scale_shape
+from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.layout import codec_of
 from mote.compress.config import PackConfig
+from mote.compress.targets import Targets, find_targets
 from mote.errors import FormatError, UnsupportedModelError
 from mote.model.block import blocks
 from mote.model.experts import PackedExperts
-from mote.model.families import PROJECTIONS
-from mote.model.packed import PackedLinear, PackedMatrix, packable
+from mote.model.families import anatomy
+from mote.model.linears import embedding_of, empty_linear, empty_table, replace_module, replace_table
+from mote.model.packed import PackedLinear
 from mote.model.quantizer import finish
+from mote.model.table import PackedEmbedding
 
 
 @torch.no_grad()
 def pack_model(model: nn.Module, config: PackConfig) -> nn.Module:
-    """Replaces the master weights of an up-cycled model by packed ones, in place, and returns it.
+    """Replaces the master weights of an up-cycled model by packed ones, in place, and returns it; `config` may ask for
+    more, of a dense model too.
 
-    Logits stay what they were with gradients off: to the bit for scales per tensor and row. Raises
-    UnsupportedModelError for a model without blocks, CheckpointError for a packed one, FormatError for NaN, Inf or an
-    unpackable grid; then the model is as it was.
+    Logits stay what they were with gradients off, to the bit for ternary scales per tensor and row, as long as nothing
+    but routed experts is packed. Raises UnsupportedModelError for a model without blocks when nothing else is asked
+    for, CheckpointError for a packed one, FormatError for NaN, Inf or an unpackable grid; then the model is as it was.
     """
     found: list[Any] = blocks(model) if isinstance(model, nn.Module) else []
-    if not found:
-        raise UnsupportedModelError(f"{type(model).__name__} has no MoTE block; up-cycle it first")
-    contract = config.contract(found[0].mote, type(model).__name__)
-    shared = contract.shared_expert and packable(contract.shared)
-    replacements: list[tuple[Any, dict[str, nn.Module]]] = []
+    name = type(model).__name__
+    if not found and not config.quantizes:
+        raise UnsupportedModelError(f"{name} has no MoTE block; up-cycle it first")
+    parts = anatomy(model)
+    source: MoteConfig | None = found[0].mote if found else _contract_of(model)
+    contract = config.contract(source, name, every_layer=len(found) == len(parts.ffns))
+    targets = _targets(model, contract)
+    experts: list[PackedExperts] = []
     for block in found:
         try:
-            new: dict[str, nn.Module] = {"experts": PackedExperts.pack(block.experts, contract)}
-            if shared:
-                new |= {name: _pack_linear(getattr(block, name), contract.shared, config) for name in PROJECTIONS}
+            experts.append(PackedExperts.pack(block.experts, targets.contract))
         except FormatError as error:
             raise FormatError(f"layer {block.layer_index}: {error}") from None
-        replacements.append((block, new))
-    for block, new in replacements:
-        for name, module in new.items():
-            setattr(block, name, module)
-        block.mote = contract
-    finish(model, contract)
+    linears = _pack_linears(model, targets)
+    for block, packed in zip(found, experts, strict=True):
+        block.experts = packed
+        block.mote = targets.contract
+    for old, new in linears:
+        if isinstance(new, PackedEmbedding):
+            replace_table(model, new)
+        else:
+            replace_module(model, old, new)
+    finish(model, targets.contract)
     return model
 
 
-def _pack_linear(linear: Any, fmt: Any, config: PackConfig) -> PackedLinear:
-    rows, cols = linear.weight.shape
-    with torch.device(linear.weight.device):
-        packed = PackedLinear(
-            PackedMatrix(rows=rows, cols=cols, format=fmt, codec=config.codec), scale_shape(fmt, rows, cols)
-        )
-    packed.fill(linear.weight)
-    return packed
+def _contract_of(model: Any) -> MoteConfig | None:
+    """What a model without blocks says of itself: None, unless it is a dense one that has been packed."""
+    settings = getattr(model.config, "quantization_config", None)
+    return None if settings is None else MoteConfig.from_dict(settings.to_dict())
+
+
+def _targets(model: Any, contract: MoteConfig) -> Targets:
+    head = anatomy(model).lm_head
+    tied = head is not None and head.weight is embedding_of(model).weight
+    # A shared weight is listed once, under its first name, as in a checkpoint.
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    return find_targets(contract, shapes, type(model).__name__, tied=tied)
+
+
+def _pack_linears(model: nn.Module, targets: Targets) -> list[tuple[nn.Module, PackedLinear | PackedEmbedding]]:
+    """Every module to replace, with its packed successor."""
+    replacements: list[tuple[nn.Module, PackedLinear | PackedEmbedding]] = []
+    for name, fmt in targets.formats.items():
+        old: Any = model.get_submodule(name)
+        new: PackedLinear | PackedEmbedding
+        if name.endswith("embed_tokens"):
+            new = empty_table(old, fmt)
+        else:
+            new = empty_linear(old, fmt, name, codec_of(targets.contract, fmt))
+        try:
+            new.fill(old.weight)
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}") from None
+        replacements.append((old, new))
+    return replacements

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.layout import scale_shape
+from mote.checkpoint.layout import codec_of
 from mote.errors import UnsupportedModelError
 from mote.model.experts import FloatExperts, PackedExperts
 from mote.model.families import PROJECTIONS, anatomy
-from mote.model.packed import PackedLinear, PackedMatrix, packable
+from mote.model.linears import empty_linear, install_linears
 from mote.model.router import ROUTER_STD, Router
 from mote.model.routing import RoutingContext
 from mote.ternary.format import WeightFormat
 from mote.ternary.linear import QuantizedCache, grouped_linear
 
-KEEP_FLOAT32 = ("mlp.router.weight", "mlp.experts.", "_proj.scale")
-"""Parts of tensor names that load as fp32 in a model of another dtype."""
+KEEP_FLOAT32 = ("mlp.router.weight", "mlp.experts.")
+"""Parts of tensor names that load as fp32 in a model of another dtype; scales of linears load as their buffers are."""
 
 
 class QuantizedLinear(nn.Linear):
@@ -96,9 +96,10 @@ _SWAPPED: dict[type[nn.Module], type[nn.Module]] = {}
 def install(model: nn.Module, config: MoteConfig) -> RoutingContext:
     """Turns the networks of `config.layers` into blocks with uninitialised routers and experts, in place.
 
-    Dense weights stay as the shared expert (or are dropped without one). Freezes all but what stage III trains, and
-    registers the hooks that feed the routing context. Raises UnsupportedModelError for a model without SwiGLU layers,
-    with fewer layers than `config.layers` names, or with blocks already.
+    Dense weights stay as the shared expert (or are dropped without one); other matrices that `config` says are packed
+    give way to empty packed modules. Freezes all but what stage III trains, and registers the hooks that feed the
+    routing context. Raises UnsupportedModelError for a model without SwiGLU layers, with fewer layers than
+    `config.layers` names, with blocks already, or with something else where a packed matrix should be.
     """
     parts = anatomy(model)
     if any(isinstance(ffn, MoteBlock) for ffn in parts.ffns):
@@ -110,10 +111,12 @@ def install(model: nn.Module, config: MoteConfig) -> RoutingContext:
     context = RoutingContext(config.balance_coefficient, parts.image_token_id)
     for layer in config.layers:
         _graft(parts.ffns[layer], config, layer, context, parts.hidden_size, parts.ffn_size)
-    model.register_forward_pre_hook(context.enter_model, with_kwargs=True)
-    model.register_forward_hook(context.leave_model, with_kwargs=True)
-    parts.decoder.register_forward_pre_hook(context.enter_decoder, with_kwargs=True)
-    parts.decoder.register_forward_hook(context.leave_decoder)
+    if config.layers:
+        model.register_forward_pre_hook(context.enter_model, with_kwargs=True)
+        model.register_forward_hook(context.leave_model, with_kwargs=True)
+        parts.decoder.register_forward_pre_hook(context.enter_decoder, with_kwargs=True)
+        parts.decoder.register_forward_hook(context.leave_decoder)
+    install_linears(model, config)
     keep = getattr(model, "_keep_in_fp32_modules_strict", None)
     model._keep_in_fp32_modules_strict = set(keep or ()) | set(KEEP_FLOAT32)  # type: ignore[assignment]
     freeze(model)
@@ -184,10 +187,8 @@ def _prepare_shared(ffn: nn.Module, name: str, config: MoteConfig) -> None:
     if not config.shared_expert:
         delattr(ffn, name)
     elif config.shared.quantizer != "none":
-        if config.state == "packed" and packable(config.shared):
-            rows, cols = matrix.weight.shape
-            layout = PackedMatrix(rows=rows, cols=cols, format=config.shared, codec=config.codec or "base3")
-            setattr(ffn, name, PackedLinear(layout, scale_shape(config.shared, rows, cols)))
+        if codec := codec_of(config, config.shared):
+            setattr(ffn, name, empty_linear(matrix, config.shared, name, codec))
         else:
             matrix.__class__ = QuantizedLinear
             matrix.mote_format = config.shared

@@ -27,9 +27,8 @@ from mote.model.families import PROJECTIONS
 from mote.model.packed import Backend, PackedMatrix, packed_linear
 from mote.model.precision import KeepFloat32
 from mote.model.router import Route
-from mote.ternary.activations import quantize_activation
 from mote.ternary.codecs import CODECS
-from mote.ternary.linear import QuantizedCache, grouped_linear, quantized_linear
+from mote.ternary.linear import QuantizedCache, activation_linear, grouped_linear
 from mote.ternary.quantize import QuantizedWeight
 
 TRAINING_ROWS = 64
@@ -117,8 +116,7 @@ class FloatExperts(RoutedExperts):
         q, scale = self.quantized("down_proj")
 
         def one(expert: int, a_SF: Tensor) -> Tensor:
-            x_q, s = quantize_activation(a_SF)
-            return quantized_linear(x_q, s, q[expert], scale[expert], self.format)
+            return activation_linear(a_SF, q[expert], scale[expert], self.format)
 
         return _by_segment(a_RF, offsets, q.shape[1], one)
 

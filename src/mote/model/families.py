@@ -75,17 +75,23 @@ def anatomy(model: "nn.Module") -> Anatomy:
         )
     config = getattr(model, "config", None)
     image_token = next((getattr(config, n) for n in IMAGE_TOKENS if getattr(config, n, None) is not None), None)
+    tower, connector = eyes(model)
     return Anatomy(
         decoder=decoder,
         ffns=ffns,
-        vision_tower=_first(model, VISION_TOWERS),
-        connector=_first(model, CONNECTORS),
+        vision_tower=tower,
+        connector=connector,
         lm_head=_first(model, HEADS),
         image_token_id=image_token,
         hidden_size=int(text_config.hidden_size),
         ffn_size=int(text_config.intermediate_size),
         text_config=text_config,
     )
+
+
+def eyes(model: "nn.Module") -> "tuple[nn.Module | None, nn.Module | None]":
+    """(vision tower, connector) of a model, or of a part of one that has no decoder; None for what is absent."""
+    return _first(model, VISION_TOWERS), _first(model, CONNECTORS)
 
 
 @dataclass(frozen=True, kw_only=True)

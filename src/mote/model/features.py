@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mote.data.features import FeatureCache
 from mote.data.images import open_image
 from mote.errors import UnsupportedModelError
-from mote.model.families import anatomy
+from mote.model.families import eyes
 from mote.model.precision import autocast
 from mote.model.vision import vision_features
 
@@ -63,7 +63,7 @@ class PictureFeatures:
             return vision_features(self._model, pixels.to(device)).to("cpu", torch.bfloat16)
 
     def _identity(self) -> str:
-        tower = anatomy(self._model).vision_tower
+        tower = eyes(self._model)[0]
         digest = hashlib.sha256()
         for name, tensor in sorted(tower.state_dict().items()) if tower is not None else ():
             digest.update(name.encode())

@@ -14,7 +14,7 @@ import torch
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import CheckpointError, MoteError
 from mote.model.families import anatomy
-from mote.model.guard import unguard
+from mote.model.guard import BASE_KEY, unguard
 
 CLOSED: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Options of every `from_pretrained`: no code of a checkpoint's, no network."""
@@ -31,14 +31,7 @@ def open_model(checkpoint: Path, **options: Any) -> Any:
 
     opened = Checkpoint.open(checkpoint)
     root = opened.root
-    if (root / ADAPTER_FILE).exists():
-        raise CheckpointError(
-            f"{root / ADAPTER_FILE}: names another model to load, which mote does not follow; merge the adapter"
-        )
-    if kernel := _kernel(opened.config):
-        raise CheckpointError(
-            f"{root / 'config.json'}: {kernel!r} is code on a hub, which mote does not run; take that key out"
-        )
+    _check_closed(opened)
     auto = AutoModelForImageTextToText if "vision_config" in opened.config else AutoModelForCausalLM
     try:
         _check_size(opened, auto)
@@ -61,25 +54,63 @@ def open_processor(checkpoint: Path, model: Any) -> Any:
 
     Raises CheckpointError when there is none that can be read, it does not fit `model`, or it brings code of its own.
     """
+    processor = open_processor_files(checkpoint)
+    check_processor(checkpoint, processor, model.get_input_embeddings().num_embeddings, anatomy(model).image_token_id)
+    return processor
+
+
+def open_processor_files(checkpoint: Path) -> Any:
+    """The processor or tokenizer as it lies in the directory; see `open_processor`, which also compares it."""
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(checkpoint, **CLOSED)
+        return AutoProcessor.from_pretrained(checkpoint, **CLOSED)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise CheckpointError(
             f"{checkpoint}: no usable processor or tokenizer: {_one_line(error)}; fetch those files again"
         ) from error
+
+
+def check_processor(checkpoint: Path, processor: Any, rows: int, image: int | None) -> None:
+    """Raises CheckpointError unless the tokens fit `rows` embeddings, and `image`, the pictures' token, is one."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    rows = model.get_input_embeddings().num_embeddings
     # A padding token beyond the embeddings is common, and never looked up.
     highest = max((i for token, i in tokenizer.get_vocab().items() if token != tokenizer.pad_token), default=0)
-    image = anatomy(model).image_token_id
     if highest >= rows or (image is not None and tokenizer.convert_ids_to_tokens(image) is None):
         wrong = f"token {highest}" if highest >= rows else f"no token {image} for pictures"
         raise CheckpointError(
             f"{checkpoint}: tokenizer of another model: it has {wrong}, the model {rows} embeddings; fetch it again"
         )
-    return processor
+
+
+def open_config(checkpoint: Checkpoint) -> Any:
+    """The transformers config of a checkpoint as the wrapped model's own class has it, whose defaults its file may
+    leave out. Imports no model. Raises CheckpointError.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    _check_closed(checkpoint)
+    plain = {key: value for key, value in checkpoint.config.items() if key not in (BASE_KEY, "quantization_config")}
+    kind = checkpoint.config.get(BASE_KEY) or checkpoint.config.get("model_type")
+    try:
+        return CONFIG_MAPPING[kind].from_dict({**plain, "model_type": kind})
+    except Exception as error:  # a config.json from a stranger can make transformers raise anything at all
+        raise CheckpointError(
+            f"{checkpoint.root / 'config.json'}: transformers cannot read it: {_one_line(error)}; fetch it again"
+        ) from error
+
+
+def _check_closed(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError for a directory that leads to another model, or to code on a hub."""
+    root = checkpoint.root
+    if (root / ADAPTER_FILE).exists():
+        raise CheckpointError(
+            f"{root / ADAPTER_FILE}: names another model to load, which mote does not follow; merge the adapter"
+        )
+    if kernel := _kernel(checkpoint.config):
+        raise CheckpointError(
+            f"{root / 'config.json'}: {kernel!r} is code on a hub, which mote does not run; take that key out"
+        )
 
 
 def _check_fit(root: Path, found: dict[str, Any]) -> None:

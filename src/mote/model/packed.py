@@ -1,11 +1,12 @@
 """One packed matrix, as a layout, as a function and as a module.
 
-Forward: the activations go to int8 per token, the integers are multiplied exactly, and the result is scaled in fp32, by
-the native kernel on a CPU and by the plain-torch reference elsewhere. Asking for "reference" by name works everywhere;
-a native library that is missing is an error, never a slow success.
+Forward: the activations go to int8 (ternary weights: one scale per token; int4 and int8: per token and group of
+inputs), the integers are multiplied exactly, and the result is scaled in fp32, by the native kernel on a CPU and by the
+plain-torch reference elsewhere. Asking for "reference" by name works everywhere; a native library that is missing is an
+error, never a slow success.
 
-Backward passes the gradient straight through the activations' rounding, dx = (dy * scale) q, so that adapters (LoRA)
-can be trained on a packed model; the packed matrix itself does not train.
+Backward passes the gradient straight through the activations' rounding, dx = dy W, so that adapters (LoRA) can be
+trained on a packed model; the packed matrix itself does not train.
 
 Shapes: T tokens, N rows (outputs), K columns (inputs).
 """
@@ -18,33 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from mote import kernels
-from mote.checkpoint.contract import CodecName
-from mote.checkpoint.layout import is_packable
+from mote.checkpoint.contract import integer_codec
+from mote.checkpoint.layout import is_ternary, scale_shape
 from mote.errors import FormatError
 from mote.kernels import reference
-from mote.model.precision import KeepFloat32
-from mote.ternary.activations import quantize_activation
-from mote.ternary.codecs import CODECS
+from mote.ternary.codecs import CODECS, scales_from_strips, scales_to_strips
 from mote.ternary.format import WeightFormat
 from mote.ternary.quantize import dequantize_weight, quantize_weight
+from mote.ternary.round_to_nearest import round_to_nearest
 
 Backend = Literal["native", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedMatrix:
-    """Layout of a packed matrix: what its bytes cannot say themselves.
+    """Layout of a packed matrix: what its bytes cannot say themselves; codec: key in `mote.ternary.codecs`.
 
-    Raises FormatError for a grid or activation that the packed formats do not hold.
+    Raises FormatError for a grid or activation that the codec does not hold.
     """
 
     rows: int
     cols: int
     format: WeightFormat
-    codec: CodecName
+    codec: str
 
     def __post_init__(self) -> None:
-        if not packable(self.format):
+        if not packable(self.format) or self.codec != (integer_codec(self.format) or self.codec):
             raise FormatError(
                 f"codec {self.codec}: cannot hold {self.format.quantizer} weights with "
                 f"{self.format.activation} "
@@ -59,69 +59,121 @@ class PackedMatrix:
         """uint8 [..., S, KG, 256] to int8 [..., N, K]."""
         return CODECS[self.codec].unpack(packed, self.rows, self.cols, self.format.group)
 
+    def encode(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Float [N, K] to (uint8 [S, KG, 256], scales as they are stored). Raises FormatError for NaN and Inf."""
+        if integer_codec(self.format):
+            q, scale = round_to_nearest(weight, self.format)
+            return self.pack(q), scales_to_strips(scale)
+        q, scale = quantize_weight(weight, self.format)
+        return self.pack(q), scale
+
+    def decode(self, packed: Tensor, scale: Tensor) -> Tensor:
+        """The inverse of `encode` but for the rounding: fp32 [N, K]."""
+        if integer_codec(self.format):
+            scale = scales_from_strips(scale, self.rows)
+        return dequantize_weight(self.unpack(packed), scale, self.format)
+
+    def empty(self) -> tuple[Tensor, Tensor]:
+        """Zeros in dtype and shape of what `encode` gives, on the current default device."""
+        shape = CODECS[self.codec].packed_shape(self.rows, self.cols, self.format.group)
+        dtype = torch.bfloat16 if integer_codec(self.format) else torch.float32
+        scale = torch.zeros(scale_shape(self.format, self.rows, self.cols), dtype=dtype)
+        return torch.zeros(shape, dtype=torch.uint8), scale
+
 
 def packable(fmt: WeightFormat) -> bool:
-    """Whether the packed formats hold this grid: values -1, 0, 1 against int8 activations."""
-    return is_packable(fmt) and fmt.activation == "int8"
+    """Whether a codec holds this grid: -1, 0, 1 against int8 activations, or one of the integer codecs' formats."""
+    return (is_ternary(fmt) and fmt.activation == "int8") or integer_codec(fmt) is not None
 
 
 def packed_linear(
-    x_TK: Tensor, packed: Tensor, scale: Tensor, layout: PackedMatrix, backend: Backend = "native"
+    x_TK: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    layout: PackedMatrix,
+    backend: Backend = "native",
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """fp32 [T, N] of fp32 [T, K] times one packed matrix, with a gradient for x_TK where one is wanted."""
-    y_TN: Tensor = _PackedLinear.apply(x_TK, packed, scale, layout, backend)  # type: ignore[no-untyped-call]
+    """fp32 [T, N] of [T, K] times one packed matrix plus a bias [N], with a gradient for x_TK where one is wanted."""
+    args = (x_TK, packed, scale, bias, layout, backend)
+    y_TN: Tensor = _PackedLinear.apply(*args)  # type: ignore[no-untyped-call]
     return y_TN
 
 
 class _PackedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TK: Tensor, packed: Tensor, scale: Tensor, layout: PackedMatrix, backend: Backend
+        ctx: Any,
+        x_TK: Tensor,
+        packed: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        layout: PackedMatrix,
+        backend: Backend,
     ) -> Tensor:
         ctx.save_for_backward(packed, scale)
         ctx.layout = layout
-        x_q, s = quantize_activation(x_TK.float())
         native = backend == "native" and x_TK.device.type == "cpu"
-        linear: Callable[..., Tensor] = kernels.ternary_linear if native else reference.ternary_linear
+        linear: Callable[..., Tensor] = kernels.linear if native else reference.linear
         fmt = layout.format
-        return linear(packed, scale, layout.codec, layout.rows, layout.cols, fmt.group, fmt.granularity, x_q, s)
+        sizes = (layout.codec, layout.rows, layout.cols, fmt.group, fmt.granularity)
+        bias = None if bias is None else bias.detach().float()
+        return linear(packed, scale, *sizes, x_TK.detach().float(), bias=bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         packed, scale = ctx.saved_tensors
-        w_NK = dequantize_weight(ctx.layout.unpack(packed), scale, ctx.layout.format)
-        return grads[0].float() @ w_NK, None, None, None, None
+        return grads[0].float() @ ctx.layout.decode(packed, scale), None, None, None, None, None
 
 
-class PackedLinear(KeepFloat32, nn.Module):
-    """A packed matrix in the place of an `nn.Linear`: buffers `packed` uint8 [S, KG, 256] and `scale` fp32.
+class PackedLinear(nn.Module):
+    """A packed matrix in the place of an `nn.Linear`: buffers `packed` uint8 [S, KG, 256] and `scale`, maybe a `bias`.
 
-    Takes any float dtype [..., K], returns fp32 [..., N].
+    Takes any float dtype [..., K]. A ternary matrix returns fp32 [..., N], an int4 or int8 one the dtype it was given.
     """
 
     packed: Tensor
     scale: Tensor
 
-    def __init__(self, layout: PackedMatrix, scale_shape: tuple[int, ...]) -> None:
+    def __init__(self, layout: PackedMatrix, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self.layout = layout
         self.in_features, self.out_features = layout.cols, layout.rows
         self.backend: Backend = "native"
-        shape = CODECS[layout.codec].packed_shape(layout.rows, layout.cols, layout.format.group)
-        self.register_buffer("packed", torch.zeros(shape, dtype=torch.uint8))
-        self.register_buffer("scale", torch.zeros(scale_shape, dtype=torch.float32))
+        packed, scale = layout.empty()
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] to fp32 [..., N]."""
-        flat = x.float().reshape(-1, self.layout.cols)
-        return packed_linear(flat, self.packed, self.scale, self.layout, self.backend).view(*x.shape[:-1], -1)
+        """[..., K] to [..., N]."""
+        flat = x.reshape(-1, self.layout.cols)
+        y = packed_linear(flat, self.packed, self.scale, self.layout, self.backend, self.bias)
+        return (y.to(x.dtype) if integer_codec(self.layout.format) else y).view(*x.shape[:-1], self.layout.rows)
 
     @torch.no_grad()
     def fill(self, weight: Tensor) -> None:
         """Quantises and packs a float matrix [N, K] into the buffers."""
-        q, scale = quantize_weight(weight, self.layout.format)
-        self.packed.copy_(self.layout.pack(q))
+        packed, scale = self.layout.encode(weight)
+        self.packed.copy_(packed)
         self.scale.copy_(scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return keep_scale(self, super()._apply, fn, recurse)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows."""
+        return f"{self.in_features}, {self.out_features}, codec={self.layout.codec}, bias={self.bias is not None}"
+
+
+def keep_scale(module: Any, apply: Callable[..., Any], fn: Callable[[Tensor], Tensor], recurse: bool) -> Any:
+    """`nn.Module._apply` for a module whose buffer `scale` moves between devices but keeps its dtype, which is the
+    format's: `.to(bfloat16)` would lose digits of an fp32 scale, `.float()` make a bf16 one what no kernel reads."""
+    scale = module.scale
+    applied = apply(fn, recurse)
+    if module.scale.dtype != scale.dtype:
+        module.scale = scale.to(module.scale.device)
+    return applied
 
 
 def use_backend(model: nn.Module, backend: Backend) -> None:

@@ -17,6 +17,7 @@ from mote.checkpoint.contract import QUANT_METHOD, MoteConfig
 from mote.errors import UnsupportedModelError
 from mote.model.block import freeze, install
 from mote.model.guard import guard
+from mote.model.linears import norms_before_routers
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -93,3 +94,6 @@ def finish(model: nn.Module, contract: MoteConfig) -> None:
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = packed
     freeze(model)
+    if packed:
+        model.requires_grad_(False)  # also where there is no block; adapters train on it
+        norms_before_routers(model)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mote.errors import UnsupportedModelError
-from mote.model.families import anatomy
+from mote.model.families import eyes
 
 
 def vision_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def vision_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     Takes the hidden state that `config.vision_feature_layer` names and drops the class token where the config says so.
     Raises UnsupportedModelError for a model without a vision tower.
     """
-    tower = anatomy(model).vision_tower
+    tower = eyes(model)[0]
     if tower is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no vision tower; looked for .vision_tower")
     config: Any = model.config
@@ -39,7 +39,7 @@ def connect(model: nn.Module, features: Tensor) -> Tensor:
 
     Raises UnsupportedModelError for a model without a connector, or features of a size that it does not take.
     """
-    connector = anatomy(model).connector
+    connector = eyes(model)[1]
     if connector is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no connector; looked for .multi_modal_projector")
     weight = next(connector.parameters())
