@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mote.checkpoint.shards import Checkpoint
 from mote.cli import run
-from mote.errors import RecipeError
+from mote.errors import MoteError, RecipeError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TRAINING = "batch_size: 4, log_every: 1, probe_conversations: 2, precision: fp32"
@@ -44,15 +46,20 @@ def recipe(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def go(recipe: Path, write_mix: Callable[[Path], Path]) -> Callable[..., list[str]]:
-    """`go(root, *settings)` runs the recipe with ready pictures in place of drawn ones; the names of what ran."""
+    """`go(root, *settings)` runs the recipe with ready pictures in place of drawn ones; the names of what ran.
 
-    def run_recipe(root: Path, *settings: str) -> list[str]:
+    until: the last step. drop: sections of the recipe that are left out.
+    """
+
+    def run_recipe(root: Path, *settings: str, until: str = "report", drop: tuple[str, ...] = ()) -> list[str]:
         from mote.cli.experiment import read_experiment, steps_of
         from mote.cli.steps import run_steps
 
         said: list[str] = []
+        settings = (*settings, *(f"{section}=null" for section in drop))
         data, *others = steps_of(read_experiment(recipe, settings), recipe, "mote pipeline tiny.yaml")
         steps = [replace(data, run=lambda at: write_mix(at.out)), *others]
+        steps = steps[: [step.name for step in steps].index(until) + 1]
         run_steps(root, steps, say=said.append)
         return [step.name for step in steps if any(f"] {step.title}: done in" in line for line in said)]
 
@@ -98,10 +105,61 @@ def test_a_recipe_runs_through_and_again_only_what_changed(
     assert run(["verify", packed]) == 0
     assert "no problem" in capsys.readouterr().out
     assert run(["ask", packed, str(root / "data" / "images" / "20.png"), "What is this ?", "--json"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"image", "question", "answer"}
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer) == {"image", "question", "answer", "finish", "tokens", "seconds"}
     evaluate = ["evaluate", packed, "--data", str(root / "data" / "val.jsonl"), "--set", "dtype=float32"]
     assert run([*evaluate, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["average"]["n"] == 8
+
+
+@pytest.mark.timeout(180)
+def test_a_recipe_that_starts_from_a_file_trains_stage_three_only(
+    recipe: Path, go: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run extracts the file, the second starts from it; both evaluate nearly the same dense model."""
+    from mote.cli.experiment import read_experiment, steps_of
+
+    # Training is checked elsewhere: the first run stops once the file is there.
+    scratch = tmp_path / "scratch"
+    kept = "extract={max_bytes: 900000, max_rank: 99, factors: float32, connector: float32}"
+    steps = steps_of(read_experiment(recipe, [kept]), recipe, "")
+    names = [step.name for step in steps]
+    assert names[names.index("instruct") + 1] == "extract"
+    assert go(scratch, kept, until="extract") == ["data", "assemble", "align", "instruct", "extract"]
+    file, root = scratch / "start.safetensors", tmp_path / "run"
+    assert go(scratch, kept, until="extract") == [], "a file that is there is not extracted again"
+
+    ran = go(root, f"start.source={file}", drop=("align", "instruct"))
+    assert ran[:4] == ["data", "assemble", "start", "upcycle"]
+    assert "experts" in ran
+    assert ran[-1] == "report"
+    report = json.loads((root / "report.json").read_text())
+    assert report["provenance"]["start"]["source"] == str(file)
+    assert report["provenance"]["start"]["made_from"]["stages"] == ["assemble", "train align", "train instruct"]
+    assert "Stages I and II did not run here" in (root / "report.html").read_text()
+    before, after = (Checkpoint.open(folder / "dense") for folder in (scratch, root))
+    for name in before.tensors:
+        torch.testing.assert_close(before.read(name), after.read(name), rtol=0, atol=1e-5, msg=name)
+    assert run(["info", str(root / "packed")]) == 0
+    assert "assemble > start > upcycle" in capsys.readouterr().out
+    # Another file under the same name is another setting, and nothing that follows is kept.
+    assert go(scratch, "extract={max_bytes: 30000}", until="extract") == ["extract"]
+    again = go(root, f"start.source={file}", drop=("align", "instruct"), until="upcycle")
+    assert again == ["start", "upcycle"]
+
+
+def test_stages_that_a_start_replaces_are_refused_and_absent(recipe: Path, tmp_path: Path) -> None:
+    from mote.cli.experiment import read_experiment, steps_of
+
+    with pytest.raises(RecipeError, match=r"start takes the place of stages I and II, so align and instruct would do"):
+        read_experiment(recipe, ["start.source=package:small"])
+    plain = [line for line in recipe_text(tmp_path).splitlines() if not line.startswith(("align", "instruct"))]
+    (tmp_path / "r.yaml").write_text("\n".join(plain), encoding="utf-8")
+    experiment = read_experiment(tmp_path / "r.yaml", ["start.source=/nowhere/f"])
+    with pytest.raises(MoteError, match=r"start /nowhere/f: no such file"):
+        steps_of(experiment, tmp_path / "r.yaml", "")
+    with pytest.raises(RecipeError, match="so extract and question_only would do nothing"):
+        read_experiment(tmp_path / "r.yaml", ["start.source=f", "extract={}", "question_only=true"])
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -160,7 +218,10 @@ def test_ctrl_c_is_one_line_and_130(recipe: Path, tmp_path: Path) -> None:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("[1/12]"), line + process.communicate()[1]
-    time.sleep(0.5)
+    # Until pictures are drawn: Python itself loses a KeyboardInterrupt that meets a __del__ while torch is imported.
+    while not any((tmp_path / "run").rglob("*.png")):
+        time.sleep(0.1)
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors

@@ -23,7 +23,8 @@ def sections() -> dict[str, str]:
 
 @pytest.mark.parametrize("field", dataclasses.fields(Experiment), ids=lambda field: field.name)
 def test_every_key_of_a_recipe_is_explained(field: "dataclasses.Field[object]") -> None:
-    section = typing.get_type_hints(Experiment)[field.name]
+    hint = typing.get_type_hints(Experiment)[field.name]
+    section = next((kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)), hint)
     if not dataclasses.is_dataclass(section):
         assert f"`{field.name}`" in sections()["Top level"]
         return
@@ -31,6 +32,9 @@ def test_every_key_of_a_recipe_is_explained(field: "dataclasses.Field[object]") 
     documented = set(re.findall(r"`(\w+)`", text))
     missing = {item.name for item in dataclasses.fields(section)} - documented
     assert not missing, f"recipe.md, section {field.name}, does not name {sorted(missing)}"
+    first = "".join(re.findall(r"^\|([^|]+)\|", text, flags=re.MULTILINE))
+    invented = set(re.findall(r"`(\w+)`", first)) - {item.name for item in dataclasses.fields(section)}
+    assert not invented, f"recipe.md, section {field.name}, names {sorted(invented)}, which are no settings"
 
 
 def test_every_verb_and_shared_option_is_in_the_table() -> None:

@@ -8,25 +8,6 @@ import mote
 from mote.errors import CheckpointError, DataError, MoteError, UnsupportedModelError
 
 
-@pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
-    Image.radial_gradient("L").resize((40, 30)).convert("RGB").save(path)
-    return path
-
-
-@pytest.fixture
-def checkpoints(tiny, processor, tmp_path):
-    def make(family):
-        dense = tmp_path / "dense"
-        tiny(family).save_pretrained(dense)
-        (processor if family in ("llava", "aya_vision") else processor.tokenizer).save_pretrained(dense)
-        upcycled = mote.upcycle(dense, tmp_path / "upcycled")
-        return dense, upcycled, mote.pack(upcycled, tmp_path / "packed")
-
-    return make
-
-
 @pytest.mark.parametrize("family", ["aya_vision", "llava"])
 def test_every_state_answers_and_packed_answers_as_upcycled(family, checkpoints, picture):
     answers = []
@@ -67,6 +48,39 @@ def test_pipeline_answers_as_the_assistant(checkpoints, picture):
     assert reply["generated_text"].strip() == answer
 
 
+def test_who_answers(checkpoints, tiny, processor, tmp_path):
+    """The engine where it can; transformers for an up-cycled model, and with a reason for a family it lacks."""
+    windows = tmp_path / "windows"
+    tiny("qwen2", use_sliding_window=True, sliding_window=16, max_window_layers=1).save_pretrained(windows)
+    processor.tokenizer.save_pretrained(windows)
+    with pytest.warns(UserWarning, match="not in mote's engine: attention in sliding windows"):
+        assistant = mote.load(windows)
+
+    assert assistant.backend == "transformers"
+    assert isinstance(assistant.ask(None, "What is this", max_new_tokens=2), str)
+    tiny("llama").half().save_pretrained(tmp_path / "half")
+    processor.tokenizer.save_pretrained(tmp_path / "half")
+    with pytest.warns(UserWarning, match=r"not in mote's engine: model.embed_tokens.weight in F16; the kernels read"):
+        assert mote.load(tmp_path / "half").backend == "transformers"
+    assert [mote.load(root).backend for root in checkpoints("llava")] == ["native", "transformers", "native"]
+
+
+def test_features_are_kept_on_disk_whoever_answers(checkpoints, picture, tmp_path):
+    for root in checkpoints("llava")[1:]:
+        mote.load(root, features=tmp_path / root.name).ask(picture, "What is this", max_new_tokens=1)
+        assert any((tmp_path / root.name).rglob("*.*")), root.name
+
+
+def test_the_engine_loads_no_language_model(checkpoints, picture, monkeypatch):
+    root = checkpoints("aya_vision")[2]
+    engine = mote.load(root)
+    monkeypatch.setattr("mote.run.assistant.open_model", None)
+    engine.ask(picture, "What is this", max_new_tokens=2)
+    held = {name for name, _ in engine.sight._parts.named_parameters()}
+    assert held
+    assert all(name.startswith(("vision_tower.", "multi_modal_projector.")) for name in held)
+
+
 def test_errors_are_one_line(checkpoints, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         mote.load(tmp_path / "nowhere")
@@ -77,6 +91,8 @@ def test_errors_are_one_line(checkpoints, tmp_path):
         mote.load(dense).ask(None, "What \udcff is this")
     with pytest.raises(MoteError, match="device='tpu'"):
         mote.load(dense, device="tpu")
+    with pytest.raises(MoteError, match="use bf16 or f32"):
+        mote.load(dense, kv="f16")
     with pytest.raises(UnsupportedModelError, match="int has no MoTE block"):
         mote.pack(3)
     for path in dense.iterdir():

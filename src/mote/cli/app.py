@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mote.cli import ask, assemble, data, evaluate, info, pack, pipeline, train, upcycle, verify
+from mote.cli import ask, assemble, bench, data, evaluate, extract, info, pack, pipeline, start, train, upcycle, verify
 from mote.cli.failures import warnings_in_one_line
 
 app = typer.Typer(
@@ -28,7 +28,7 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def start(
+def prepare(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -40,6 +40,6 @@ def start(
     warnings_in_one_line()
 
 
-for verb in (pipeline, assemble, train, upcycle, pack, evaluate, ask, info, verify):
+for verb in (pipeline, assemble, train, extract, start, upcycle, pack, evaluate, ask, bench, info, verify):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=f"Example: {verb.EXAMPLE}")(verb.run)
 app.add_typer(data.app, name="data")

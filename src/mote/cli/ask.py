@@ -1,11 +1,12 @@
 """`mote ask`: one question about one picture, the answer as it comes."""
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mote.cli.options import AsJson, Debug, Threads
+from mote.cli.options import AsJson, Debug, Seed, Threads
 
 EXAMPLE = 'mote ask runs/small/packed picture.png "What is at the top left?"'
 
@@ -15,6 +16,12 @@ def run(
     image: Annotated[Path, typer.Argument(help="Picture file.")],
     question: Annotated[str, typer.Argument(help="What to ask.")],
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Likeliest tokens that sum to this share.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends the answer; several times.")] = None,
+    features: Annotated[Path | None, typer.Option("--features", help="Cache of vision features on disk.")] = None,
+    times: Annotated[bool, typer.Option("--times", help="Say on stderr where the time went.")] = False,
+    seed: Seed = None,
     threads: Threads = 0,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -23,11 +30,56 @@ def run(
 
     The answer is printed as it is generated.
     """
+    begun = time.perf_counter()
     import json
 
     from mote.run.assistant import load
+    from mote.run.engine import Engine
 
-    assistant = load(checkpoint)
+    imported = time.perf_counter()
+    assistant = load(checkpoint, threads=threads, features=features)
+    opened = time.perf_counter()
     stream = None if as_json else lambda text: print(text, end="", flush=True)
-    answer = assistant.ask(image, question, stream=stream, max_new_tokens=max_tokens)
-    print(json.dumps({"image": str(image), "question": question, "answer": answer}) if as_json else "")
+    options: dict[str, Any] = {"stream": stream, "max_new_tokens": max_tokens}
+    seconds = {"imports": imported - begun, "load": opened - imported}
+    if isinstance(assistant, Engine):
+        answer = _answer(assistant, image, question, options, temperature, top_p, seed or 0, stop or ())
+        inside = dict(assistant.opening)
+        seconds["imports"] += inside["imports"]
+        seconds["load"] -= inside["imports"]
+        seconds |= answer.seconds
+        text, details = answer.text, {"finish": answer.finish, "tokens": len(answer.tokens)}
+    else:
+        text, details = _plain(assistant, image, question, options, temperature, stop), {}
+        seconds["answer"] = time.perf_counter() - opened
+    print(json.dumps({"image": str(image), "question": question, "answer": text, **details, "seconds": seconds})
+          if as_json else "")  # fmt: skip
+    if times:
+        from mote.cli.failures import say
+
+        say(", ".join(f"{name.replace('_', ' ')} {value:.2f} s" for name, value in seconds.items()))
+
+
+def _answer(
+    engine: Any,
+    image: Path,
+    question: str,
+    options: dict[str, Any],
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stop: Any,
+) -> Any:
+    from mote.run.sampling import Sampling
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    return engine.answer(image, question, sampling=sampling, stop=tuple(stop), **options)
+
+
+def _plain(assistant: Any, image: Path, question: str, options: dict[str, Any], temperature: float, stop: Any) -> str:
+    from mote.errors import UnsupportedModelError
+
+    if temperature or stop:
+        raise UnsupportedModelError("this checkpoint runs in transformers, greedily; drop --temperature and --stop")
+    answer: str = assistant.ask(image, question, **options)
+    return answer

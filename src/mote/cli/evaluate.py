@@ -32,6 +32,7 @@ def run(
     from dataclasses import replace
 
     from mote.cli.output import emit, table
+    from mote.cli.scoring import open_scorer
     from mote.cli.settings import resolve
     from mote.evaluate import EvaluateConfig
     from mote.evaluate.run import evaluate_checkpoint
@@ -39,7 +40,7 @@ def run(
     config = resolve(EvaluateConfig, "evaluate", recipe, set_, seed)
     if blind:
         config = replace(config, blind=True)
-    result = evaluate_checkpoint(checkpoint, data, config, out=out, force=force)
+    result = evaluate_checkpoint(checkpoint, data, config, out=out, force=force, open_scorer=open_scorer)
     rows = [
         (name, score.metric, score.n, f"{score.value:.3f}", f"{score.low:.3f} to {score.high:.3f}")
         for name, score in [*result.skills.items(), ("average", result.average)]

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from mote.assemble.config import AssembleConfig
+from mote.assemble.config import AssembleConfig, ExtractConfig, StartConfig
+from mote.checkpoint.lineage import file_hash
 from mote.cli.progress import counted_bytes
 from mote.cli.steps import Place, Step
 from mote.compress.config import PackConfig
 from mote.data.draw import MixConfig
+from mote.errors import RecipeError
 from mote.evaluate import EvaluateConfig
 from mote.recipe import from_plain, override, read_recipe
 from mote.study.config import ReportConfig
@@ -28,6 +30,8 @@ class Experiment:
     """A recipe. Every section is the config of the stage of that name; see `docs/reference/recipe.md`.
 
     question_only: also train a model as long as stage II on zeroed features, as a third blind guesser.
+    start: take what stages I and II learned from a file instead of running `align` and `instruct`.
+    extract: also keep what stages I and II learned as such a file.
     name, note: shown in the report. seed: of every section that has a seed and does not set its own.
     seconds: step -> what it takes on the machine that the recipe was written for; only for the estimate of
     the time left.
@@ -40,8 +44,10 @@ class Experiment:
     question_only: bool = False
     seed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    start: StartConfig | None = None
     align: TrainConfig = field(default_factory=TrainConfig)
     instruct: TrainConfig = field(default_factory=TrainConfig)
+    extract: ExtractConfig | None = None
     upcycle: UpcycleConfig = field(default_factory=UpcycleConfig)
     experts: TrainConfig = field(default_factory=TrainConfig)
     pack: PackConfig = field(default_factory=PackConfig)
@@ -54,12 +60,23 @@ def read_experiment(path: Path, settings: Sequence[str] = (), seed: int | None =
     plain = override(read_recipe(path), settings)
     if seed is not None:
         plain["seed"] = seed
+    _check_start(path, plain)
     common = plain.get("seed", 0)
     for name, hint in get_type_hints(Experiment).items():
         seeded = is_dataclass(hint) and any(item.name == "seed" for item in fields(hint))
         if seeded and isinstance(plain.get(name, {}), dict | None):
             plain[name] = {"seed": common, **(plain.get(name) or {})}
     return from_plain(Experiment, plain)
+
+
+def _check_start(path: Path, plain: Mapping[str, Any]) -> None:
+    """Raises RecipeError for what a recipe asks of stages that its `start` takes the place of."""
+    idle = [name for name in ("align", "instruct", "extract", "question_only") if plain.get(name) not in (None, False)]
+    if plain.get("start") is not None and idle:
+        raise RecipeError(
+            f"{path}: start takes the place of stages I and II, so {' and '.join(idle)} would do nothing; leave out "
+            "either (--set start=null trains the stages)"
+        )
 
 
 def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
@@ -69,24 +86,23 @@ def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
         ("question_only", "stage II again, without pictures", "question_only", replace(e.instruct, blind=True),
          ("align", "data"), _train("instruct")),
     ) if e.question_only else ()  # fmt: skip
+    learned, dense = _dense_steps(e)
     table = (
         # name, title, output under the run's directory, settings, parents, what runs
         ("data", "drawing pictures and questions", "data", e.data, (), _draw),
         ("assemble", "assembling the dense model", "assembled", e.assemble, (), _assemble),
-        ("align", "stage I: training the connector", "aligned", e.align, ("assemble", "data"), _train("align")),
-        ("instruct", "stage II: training connector and language model", "dense", e.instruct, ("align", "data"),
-         _train("instruct")),
-        ("upcycle", "copying the FFNs into routed experts", "upcycled", e.upcycle, ("instruct",), _upcycle),
+        *learned,
+        ("upcycle", "copying the FFNs into routed experts", "upcycled", e.upcycle, (dense,), _upcycle),
         ("experts", "stage III: training routers and routed experts", "mote", e.experts, ("upcycle", "data"),
          _train("experts")),
         ("pack", "packing the experts", "packed", e.pack, ("experts",), _pack),
         # The packed model is the one that ships, so it gives the report's samples.
         *((f"evaluate_{name}", f"evaluating {name} on the test split", f"evaluation/{name}",
            e.evaluate if name == "packed" else replace(e.evaluate, samples=0), (parent, "data"), _evaluate)
-          for name, parent in (("dense", "instruct"), ("mote", "experts"), ("packed", "pack"))),
+          for name, parent in (("dense", dense), ("mote", "experts"), ("packed", "pack"))),
         *guesser,
         ("evaluate_blind", "evaluating without pictures", "evaluation/blind", e.evaluate,
-         ("instruct", "data", *(row[0] for row in guesser)), _blind),
+         (dense, "data", *(row[0] for row in guesser)), _blind),
     )  # fmt: skip
     steps = [
         Step(name=name, title=title, output=output, config=config, parents=parents, run=partial(action, config))
@@ -105,6 +121,27 @@ def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
         )
     )
     return [replace(step, seconds=e.seconds.get(step.name, 0.0)) for step in steps]
+
+
+Row = tuple[str, str, str, Any, tuple[str, ...], Callable[[Any, Place], None]]
+
+
+def _dense_steps(e: Experiment) -> tuple[tuple[Row, ...], str]:
+    """The rows between the assembled and the dense model, and the name of the one that writes the latter."""
+    if e.start is not None:
+        # The file's own hash, so that another file under the same name is another setting.
+        config = replace(e.start, sha256=e.start.sha256 or file_hash(e.start.file()))
+        title = "taking from a file what stages I and II learned"
+        return (("start", title, "dense", config, ("assemble",), _start),), "start"
+    rows: list[Row] = [
+        ("align", "stage I: training the connector", "aligned", e.align, ("assemble", "data"), _train("align")),
+        ("instruct", "stage II: training connector and language model", "dense", e.instruct, ("align", "data"),
+         _train("instruct")),
+    ]  # fmt: skip
+    if e.extract is not None:
+        title = "keeping what stages I and II learned in a file"
+        rows.append(("extract", title, "start.safetensors", e.extract, ("assemble", "instruct"), _extract))
+    return tuple(rows), "instruct"
 
 
 # Stages are imported when they run: a recipe with a mistake is refused before torch is loaded.
@@ -133,11 +170,25 @@ def _train(stage: StageName) -> Callable[[Any, Place], None]:
     return run
 
 
+def _start(config: StartConfig, at: Place) -> None:
+    from mote.assemble import apply_start
+
+    with counted_bytes("starting") as progress:
+        apply_start(at.parents["assemble"], at.out, config, force=at.force, progress=progress)
+
+
+def _extract(config: ExtractConfig, at: Place) -> None:
+    from mote.assemble import extract_start
+
+    with counted_bytes("comparing") as progress:
+        extract_start(at.parents["assemble"], at.parents["instruct"], at.out, config, force=at.force, progress=progress)
+
+
 def _upcycle(config: UpcycleConfig, at: Place) -> None:
     from mote.upcycle.stream import upcycle_checkpoint
 
     with counted_bytes("up-cycling") as progress:
-        upcycle_checkpoint(at.parents["instruct"], at.out, config, force=at.force, progress=progress)
+        upcycle_checkpoint(_dense(at), at.out, config, force=at.force, progress=progress)
 
 
 def _pack(config: PackConfig, at: Place) -> None:
@@ -148,18 +199,19 @@ def _pack(config: PackConfig, at: Place) -> None:
 
 
 def _evaluate(config: EvaluateConfig, at: Place) -> None:
+    from mote.cli.scoring import open_scorer
     from mote.evaluate.run import evaluate_checkpoint
 
     checkpoint = at.parents[next(name for name in at.parents if name != "data")]
     data, seen = at.parents["data"] / "test.jsonl", at.root / FEATURES
-    evaluate_checkpoint(checkpoint, data, config, out=at.out, features=seen, force=at.force)
+    evaluate_checkpoint(checkpoint, data, config, out=at.out, features=seen, force=at.force, open_scorer=open_scorer)
 
 
 def _blind(config: EvaluateConfig, at: Place) -> None:
     from mote.evaluate.run import evaluate_blind
 
     evaluate_blind(
-        at.parents["instruct"],
+        _dense(at),
         at.parents["data"],
         config,
         question_only=at.parents.get("question_only"),
@@ -167,6 +219,11 @@ def _blind(config: EvaluateConfig, at: Place) -> None:
         features=at.root / FEATURES,
         force=at.force,
     )
+
+
+def _dense(at: Place) -> Path:
+    """The dense model that the step starts from, trained here or taken from a file."""
+    return at.parents["start" if "start" in at.parents else "instruct"]
 
 
 def _report(config: ReportConfig, source: Mapping[str, Any], at: Place) -> None:

@@ -50,7 +50,7 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
         verbs = [verb for verb, _ in lineage.ancestors]
         seed = "" if lineage.seed is None else f", seed {lineage.seed}"
         lines.append(f"made by {' > '.join([*verbs, lineage.verb])} in {human_seconds(lineage.wall_seconds)}{seed}")
-    if mote is not None:
+    if mote is not None and mote.layers:
         routed = mote.routed
         lines += [
             f"{len(mote.layers)} layers of {mote.num_experts} routed experts, top {mote.top_k}, {mote.combine}, "
@@ -58,6 +58,8 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
             f"routed experts: {routed.quantizer}, one {routed.scale} scale per {routed.granularity}, "
             f"activations {routed.activation}, stored {mote.codec or 'as floats'}",
         ]
+    if mote is not None:
+        lines += _stored(mote)
     sizes = described["true_bytes"]
     rows = [
         (name, f"{count:,}", human_bytes(count))
@@ -75,3 +77,15 @@ def _shared(mote: "MoteConfig") -> str:
         return "no shared expert"
     kept = mote.shared.quantizer == "none"
     return "shared expert in full precision" if kept else f"{mote.shared.quantizer} shared expert"
+
+
+def _stored(mote: "MoteConfig") -> list[str]:
+    """One line on what is packed beside routed experts; none when nothing is."""
+    from mote.checkpoint.contract import integer_codec
+
+    shared = "feed-forward networks" if not mote.layers else "shared experts"
+    classes = ((shared, mote.shared), ("attention", mote.attention), ("head", mote.head))
+    packed = [f"{name} {fmt.quantizer} per {fmt.group}" for name, fmt in classes if integer_codec(fmt)]
+    if not packed or mote.state != "packed":
+        return []
+    return [f"also packed: {', '.join(packed)}"]

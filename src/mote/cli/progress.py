@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def counted_bytes(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Yields what a stage calls with the bytes it has just done; `total`: all of them, None where nobody knows."""
+def counted_bytes(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields what a stage calls with (the bytes it has just done, all there are to do)."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(f"{title:<24}"), BarColumn(bar_width=24), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task("", total=None)
+        yield lambda count, total: bar.update(task, advance=count, total=total)

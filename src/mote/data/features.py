@@ -9,17 +9,15 @@ Shape suffixes: B pictures, P features per picture, D width of a feature.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from stat import S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mote.data.images import MAX_PIXELS, open_image
+from mote.data.images import MAX_PIXELS, open_image, picture_hash
 from mote.errors import DataError
 
 if TYPE_CHECKING:
@@ -98,16 +96,12 @@ class FeatureCache:
         """Hex SHA-256 of the file, remembered as long as its size and time stay the same."""
         try:
             status = picture.stat()
-            if not S_ISREG(status.st_mode):  # a pipe would be waited for without an end
-                raise DataError(f"{picture}: not a picture file")
-            stamp = (status.st_size, status.st_mtime_ns)
-            known = self._keys.get(picture)
-            if known is None or known[0] != stamp:
-                with picture.open("rb") as stream:
-                    known = (stamp, hashlib.file_digest(stream, "sha256").hexdigest())
-                self._keys[picture] = known
         except OSError as error:
             raise DataError(f"{picture}: cannot be read: {error.strerror}") from None
+        stamp = (status.st_size, status.st_mtime_ns)
+        known = self._keys.get(picture)
+        if known is None or known[0] != stamp:
+            known = self._keys[picture] = (stamp, picture_hash(picture))
         return known[1]
 
     def _append(self, keys: Sequence[str], features_BPD: "Tensor") -> None:

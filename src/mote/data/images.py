@@ -1,6 +1,7 @@
 """Pictures from files that nobody vouches for: the size is checked in the header, before anything is
 decoded."""
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def open_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Image.Image
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything for damaged files
         raise DataError(f"{path}: {_reason(error)}") from None
+
+
+def picture_hash(path: Path) -> str:
+    """Hex SHA-256 of a picture's file, by which its features are kept. Raises DataError when it cannot be read."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for without an end
+            raise DataError(f"{path}: not a picture file")
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def check_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> None:

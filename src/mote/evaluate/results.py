@@ -47,7 +47,8 @@ class Score:
 class EvaluationResult:
     """Scores by skill and their unweighted average.
 
-    routing: per layer {"layer", "load_text", "load_image", "entropy", "mean_gate"}, for a mixture.
+    routing: per layer {"layer", "load_text", "load_image", "entropy", "mean_gate"}, for a mixture; an engine gives no
+    entropy.
     provenance: model, data, settings, machine.
     """
 

@@ -1,6 +1,6 @@
 """Evaluating a checkpoint on a file of questions, and the blind baseline."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,8 @@ from mote.data.conversation import Conversation, read_conversations
 from mote.evaluate.blind import best, guess
 from mote.evaluate.config import EvaluateConfig
 from mote.evaluate.hf import HFScorer
-from mote.evaluate.results import EvaluationResult, summarise
+from mote.evaluate.results import Answered, EvaluationResult, summarise
+from mote.evaluate.scorer import EngineScorer, OpenScorer
 from mote.evaluate.scoring import questions_of, score_questions, show, shown_questions
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
@@ -37,11 +38,14 @@ def evaluate_checkpoint(
     features: Path | None = None,
     force: bool = False,
     progress: bool = True,
+    open_scorer: OpenScorer | None = None,
 ) -> EvaluationResult:
     """Scores the model at `checkpoint` on the questions of the LLaVA-style file `data`.
 
     out: directory for result.json and the logs; None writes nothing. features: folder of the cache of vision
-    features, shared between evaluations. Raises CheckpointError or DataError for input that cannot be used.
+    features, shared between evaluations. open_scorer: opens the engine that a packed checkpoint is scored with on the
+    CPU; without one, and for a model that it does not run, transformers scores. Raises CheckpointError or DataError for
+    input that cannot be used.
     """
     config = config or EvaluateConfig()
     questions = questions_of(read_conversations(data), config.limit)
@@ -49,11 +53,73 @@ def evaluate_checkpoint(
     provenance = Provenance.start(
         "evaluate", config=config, seed=config.seed, parent=source, inputs={"data": file_hash(data)}
     )
-    model, processor = load(checkpoint, config)
+    engine = None
+    if open_scorer is not None and source.state == "packed" and device_of(config.device).type == "cpu":
+        engine = open_scorer(
+            checkpoint,
+            features=features,
+            blind=config.blind,
+            batch_tokens=config.batch_tokens,
+            precise=config.dtype == "float32",
+        )
+    if engine is not None:
+        answered, shown, routing = _with_engine(engine, checkpoint, data, questions, config, progress)
+    else:
+        answered, shown, routing = _with_transformers(source, data, questions, config, features, progress)
+    skills, average = summarise(answered, seed=config.seed)
+    result = EvaluationResult(
+        skills=skills,
+        average=average,
+        answered=answered,
+        shown=shown,
+        routing=routing,
+        provenance={
+            "checkpoint": source.identity(),
+            "state": source.state,
+            "scored_by": "transformers" if engine is None else "engine",
+            **provenance.finish().to_dict(),
+        },
+    )
+    if out is not None:
+        _write(result, out, provenance, force=force)
+    return result
+
+
+Scored = tuple[list[Answered], list[Answered], list[dict[str, Any]]]
+"""What was answered, what is shown, and where the tokens of a mixture went."""
+
+
+def _with_engine(
+    scorer: EngineScorer,
+    checkpoint: Path,
+    data: Path,
+    questions: list[Conversation],
+    config: EvaluateConfig,
+    progress: bool,
+) -> Scored:
+    if not config.blind:
+        _fill(scorer.fill, questions, progress)
+    with _counted(_requests(questions, config), f"evaluating {checkpoint.name}", progress) as advance:
+        scorer.progress = advance or scorer.progress
+        answered = score_questions(scorer, questions, config, data.parent)
+        routing = scorer.routing()
+        scorer.progress = lambda done: None
+    return answered, show(scorer, shown_questions(questions, config.samples), config, data.parent), routing
+
+
+def _with_transformers(
+    source: Checkpoint,
+    data: Path,
+    questions: list[Conversation],
+    config: EvaluateConfig,
+    features: Path | None,
+    progress: bool,
+) -> Scored:
+    model, processor = load(source.root, config)
     seen = PictureFeatures(model, processor, features) if any(q.image for q in questions) else None
     if seen is not None and not config.blind:
-        _fill(seen, list(dict.fromkeys(q.image for q in questions if q.image)), progress)
-    with _counted(_requests(questions, config), f"evaluating {checkpoint.name}", progress) as advance:
+        _fill(seen.fill, questions, progress)
+    with _counted(_requests(questions, config), f"evaluating {source.root.name}", progress) as advance:
         scorer = HFScorer(
             model,
             processor,
@@ -67,18 +133,7 @@ def evaluate_checkpoint(
         with routing as collected:
             answered = score_questions(scorer, questions, config, data.parent)
     shown = show(scorer, shown_questions(questions, config.samples), config, data.parent)
-    skills, average = summarise(answered, seed=config.seed)
-    result = EvaluationResult(
-        skills=skills,
-        average=average,
-        answered=answered,
-        shown=shown,
-        routing=_routing(collected),
-        provenance={"checkpoint": source.identity(), "state": source.state, **provenance.finish().to_dict()},
-    )
-    if out is not None:
-        _write(result, out, provenance, force=force)
-    return result
+    return answered, shown, _routing(collected)
 
 
 def evaluate_blind(
@@ -130,12 +185,13 @@ def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
     return model, open_processor(checkpoint, model)
 
 
-def _fill(features: PictureFeatures, pictures: list[Path], progress: bool) -> None:
+def _fill(fill: Callable[[list[Path]], None], questions: Sequence[Conversation], progress: bool) -> None:
     """Runs the vision tower on the pictures that the cache lacks."""
+    pictures = list(dict.fromkeys(question.image for question in questions if question.image))
     with _counted(len(pictures), "vision features", progress) as advance:
         for start in range(0, len(pictures), PICTURES_PER_CALL):
             part = pictures[start : start + PICTURES_PER_CALL]
-            features.fill(part)
+            fill(part)
             if advance is not None:
                 advance(len(part))
 

@@ -1,7 +1,11 @@
-"""What a model must be able to do to be scored: two functions, as lm-evaluation-harness has them."""
+"""What a model must be able to do to be scored: two functions, as lm-evaluation-harness has them.
 
-from collections.abc import Sequence
-from typing import Protocol
+The engine lives in a sibling stage; what runs an evaluation hands in how it is opened (`OpenScorer`).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 from mote.data.conversation import Conversation
 
@@ -24,3 +28,28 @@ class Scorer(Protocol):
         decoding would give exactly these tokens).
         """
         ...
+
+
+class EngineScorer(Scorer, Protocol):
+    """A scorer with an engine of its own behind it. progress: is called with the number of requests that are done."""
+
+    progress: Callable[[int], None]
+
+    def fill(self, pictures: Sequence[Path]) -> None:
+        """Prepares the vision features of these pictures."""
+        ...
+
+    def routing(self) -> list[dict[str, Any]]:
+        """Per layer with a mixture {"layer", "load_text", "load_image", "mean_gate"} so far."""
+        ...
+
+
+class OpenScorer(Protocol):
+    """Opens the scorer of a packed checkpoint, or gives None for one that its engine does not run.
+
+    features: folder of the cache of vision features. precise: whether keys and values are kept in fp32.
+    """
+
+    def __call__(
+        self, checkpoint: Path, *, features: Path | None, blind: bool, batch_tokens: int, precise: bool
+    ) -> EngineScorer | None: ...
