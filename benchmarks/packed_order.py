@@ -143,18 +143,18 @@ def gemm_rows(isas: list[str], rounds: int) -> list[dict[str, Any]]:
         q_NK = torch.randint(-1, 2, (n, k), dtype=torch.int8, generator=generator)
         x_q = torch.randint(-128, 128, (tokens, k), dtype=torch.int8, generator=generator)
         wide, narrow = x_q.to(torch.bfloat16), q_NK.t().to(torch.bfloat16)
-        s, scale, q_KN = torch.rand(tokens), torch.rand(()), q_NK.t()
+        x, scale, q_KN = x_q.float(), torch.rand(()), q_NK.t()
         packed = {codec: kernels.pack(q_NK, codec) for codec in FORMATS}
 
         def ours(isa: str, codec: str, arguments: Any) -> Callable[[], Any]:
             def run() -> Any:
                 kernels.select_isa(isa)
-                return kernels.ternary_linear(*arguments, threads=1)
+                return kernels.linear(*arguments, threads=1)
 
             return run
 
         runs: dict[Any, Callable[[], Any]] = {
-            (isa, codec): ours(isa, codec, (packed[codec], scale, codec, n, k, 0, "tensor", x_q, s))
+            (isa, codec): ours(isa, codec, (packed[codec], scale, codec, n, k, 0, "tensor", x))
             for isa in isas
             for codec in FORMATS
         }

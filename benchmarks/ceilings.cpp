@@ -1,0 +1,101 @@
+// What no kernel on this machine can beat: bytes a second read from RAM, and 8-bit multiply-adds a second in registers.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <thread>
+#include <vector>
+
+namespace {
+
+// Sums 64-bit words, so that the compiler must load every byte; eight independent sums hide the latency.
+uint64_t read_words(const uint8_t *data, int64_t bytes) {
+  __m256i sum[8];
+  for (auto &s : sum) s = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 256 <= bytes; i += 256) {
+    for (int j = 0; j < 8; ++j)
+      sum[j] = _mm256_add_epi64(sum[j], _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data + i + 32 * j)));
+  }
+  alignas(32) uint64_t words[4];
+  uint64_t total = 0;
+  for (auto &s : sum) {
+    _mm256_store_si256(reinterpret_cast<__m256i *>(words), s);
+    total += words[0] + words[1] + words[2] + words[3];
+  }
+  return total;
+}
+
+// Multiply-adds of one step, and a step whose operands the compiler can neither move nor fold.
+#if defined(__AVX512VNNI__)
+constexpr int64_t kPerStep = 64;
+using Wide = __m512i;
+inline Wide zero() { return _mm512_setzero_si512(); }
+inline Wide step(Wide acc, Wide w, Wide x) { return _mm512_dpbusd_epi32(acc, w, x); }
+const char *const kName = "vpdpbusd, 512 bits";
+#elif defined(__AVXVNNI__)
+constexpr int64_t kPerStep = 32;
+using Wide = __m256i;
+inline Wide zero() { return _mm256_setzero_si256(); }
+inline Wide step(Wide acc, Wide w, Wide x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+const char *const kName = "vpdpbusd, 256 bits";
+#else
+// Without a dot product of 8-bit numbers: pairs are multiplied and added into 16 bits, and sums kept there, which is
+// as fast as AVX2 can be as long as nothing overflows.
+constexpr int64_t kPerStep = 32;
+using Wide = __m256i;
+inline Wide zero() { return _mm256_setzero_si256(); }
+inline Wide step(Wide acc, Wide w, Wide x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x)); }
+const char *const kName = "vpmaddubsw + vpaddw, 256 bits";
+#endif
+
+constexpr int kChains = 8;  // hide the latency, and leave registers for the operands
+
+// The operand is opaque before each step, or the compiler would multiply once for all sums.
+inline void opaque_step(Wide &acc, Wide &w, Wide x) {
+  asm volatile("" : "+x"(w));
+  acc = step(acc, w, x);
+}
+
+void dot(int64_t steps, int32_t *sink) {
+  // Sums by name: GCC keeps an array of them on the stack.
+  Wide w = zero(), x = zero(), a = zero(), b = zero(), c = zero(), d = zero(), e = zero(), f = zero(), g = zero(),
+       h = zero();
+  asm volatile("" : "+x"(x));
+  for (int64_t i = 0; i < steps; ++i) {
+    opaque_step(a, w, x), opaque_step(b, w, x), opaque_step(c, w, x), opaque_step(d, w, x);
+    opaque_step(e, w, x), opaque_step(f, w, x), opaque_step(g, w, x), opaque_step(h, w, x);
+  }
+  for (const Wide &sum : {a, b, c, d, e, f, g, h}) {
+    std::memcpy(sink, &sum, sizeof sum);
+    asm volatile("" : : "r"(sink) : "memory");
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+uint64_t ceiling_read(const uint8_t *data, int64_t bytes, int32_t threads) {
+  if (threads <= 1) return read_words(data, bytes);
+  std::vector<std::thread> pool;
+  std::vector<uint64_t> sums(threads);
+  const int64_t part = bytes / threads / 256 * 256;
+  for (int t = 0; t < threads; ++t) pool.emplace_back([=, &sums] { sums[t] = read_words(data + t * part, part); });
+  uint64_t total = 0;
+  for (int t = 0; t < threads; ++t) pool[t].join(), total += sums[t];
+  return total;
+}
+
+const char *ceiling_dot_name() { return kName; }
+
+// Multiply-adds done by all threads. sink: 64 numbers a thread.
+int64_t ceiling_dot(int64_t steps, int32_t threads, int32_t *sink) {
+  std::vector<std::thread> pool;
+  for (int t = 1; t < threads; ++t) pool.emplace_back(dot, steps, sink + 64 * t);
+  dot(steps, sink);
+  for (auto &thread : pool) thread.join();
+  return steps * kPerStep * kChains * threads;
+}
+}

@@ -1,0 +1,154 @@
+"""How fast is a whole model, against llama.cpp and against our own dense one? Random weights in the shapes of Qwen2.5.
+
+Every engine runs in a process of its own (see worker.py), opened anew in each round; processes take turns, so that
+other load hits all alike, and the two never share memory. Measured: prompts of 64 and 729 tokens (a question; a picture
+of the paper's shape), decode, opening to first token, peak memory above the imports; the machine's read bandwidth in
+the same rounds. Prefill of 729 tokens is also the time from a picture to the first word, the vision tower apart, which
+both engines need alike.
+
+    python -m benchmarks.engine [--shape 0.5b 1.5b] [--experts 4 16 64] [--threads 1 2] [--dir runs/bench]
+
+Files are written into --dir first and stay there (several GB). --keep adds to the rows of an earlier run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ceilings import Ceilings
+from benchmarks.engine_rows import Side, Timed, rows_of
+from benchmarks.peers import write_checkpoint, write_gguf
+from benchmarks.report import RESULTS, save, seconds, warn_if_busy
+from benchmarks.shapes import SHAPES
+from benchmarks.versions import versions_of
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTEXT = 2048
+_BANDWIDTH_MEGABYTES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One group of sides that take turns: a shape, a number of threads, and what is measured."""
+
+    shape: str
+    threads: int
+    prompts: tuple[int, ...]
+    decode: int
+    rounds: int
+
+
+def sides(shape: str, experts: list[int], codecs: list[str], types: list[str]) -> list[Side]:
+    """Ours and theirs at one shape; dense ones first."""
+    found = [
+        *(Side("mote", write_checkpoint.Model(shape=shape, experts=0, linear=x, head=x)) for x in ("int4", "bf16")),
+        *(Side("llama.cpp", write_gguf.Model(shape=shape, experts=0, linear=x)) for x in ("Q4_0", "BF16")),
+    ]
+    for e in experts:
+        found += [Side("mote", write_checkpoint.Model(shape=shape, experts=e, codec=codec)) for codec in codecs]
+        found += [Side("llama.cpp", write_gguf.Model(shape=shape, experts=e, expert=kind)) for kind in types]
+    return found
+
+
+def write(side: Side, folder: Path, peers: Path) -> Path:
+    """The side's file or directory, written if it is not there."""
+    if isinstance(side.model, write_checkpoint.Model):
+        return write_checkpoint.write(side.model, folder)
+    m = side.model
+    command = [str(peers / "bin/python"), "-m", "benchmarks.peers.write_gguf", "--dir", str(folder)]
+    command += ["--shape", m.shape, "--experts", str(m.experts), "--linear-type", m.linear]
+    command += ["--expert-type", m.expert, "--head-type", m.head]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return folder / m.file_name
+
+
+def measured(side: Side, path: Path, plan: Plan, peers: Path) -> dict[str, Any]:
+    """What one process says. Raises SystemExit with its last words when it fails."""
+    ours = side.engine == "mote"
+    python = sys.executable if ours else str(peers / "bin/python")
+    module = "benchmarks.mote_worker" if ours else "benchmarks.peers.llama_worker"
+    command = [python, "-m", module, str(path), "--threads", str(plan.threads), "--context", str(CONTEXT)]
+    command += ["--vocab", str(SHAPES[plan.shape].vocab), "--decode", str(plan.decode)]
+    command += ["--prompts", *map(str, plan.prompts)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"engine: {side.name} on {path} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def warm(path: Path) -> None:
+    """Reads the files once, so that they lie in the page cache and no side waits for the disk."""
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with file.open("rb", buffering=0) as stream:
+            while stream.read(1 << 24):
+                pass
+
+
+def run(plan: Plan, chosen: list[Side], folder: Path, peers: Path) -> list[dict[str, Any]]:
+    """The rows of one group, its sides taking turns."""
+    paths = {side: write(side, folder, peers) for side in chosen}
+    ceilings = Ceilings(_BANDWIDTH_MEGABYTES)
+    reading = ceilings.reading(plan.threads)
+    timed = {side: Timed(threads=plan.threads) for side in chosen}
+    bandwidth = []
+    for number in range(plan.rounds):
+        for side, path in paths.items():
+            warm(path)
+            reading()
+            bandwidth.append(ceilings.read_bytes / seconds(reading))
+            timed[side].add(measured(side, path, plan, peers))
+            print(f"engine: {plan.shape} {plan.threads} thr round {number + 1}: {side.name}", file=sys.stderr)
+    return rows_of(plan.shape, timed, bandwidth)
+
+
+def show(row: dict[str, Any]) -> str:
+    """One line of the table."""
+    numbers = [f"{n['median']:9.3g} ({n['min']:.3g}-{n['max']:.3g})" for n in (row["ours"], row["peer"])]
+    head = f"{row['what']:8} {row['model_shape']} {row['format']:24} T={row['tokens']:<4}{row['threads']} thr"
+    return f"{head} {numbers[0]}  {row['peer_name']:34} {numbers[1]} {row['unit']:9} {row['ratio']:6.2f}x"
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Tells rows apart, so that a repeated one replaces the older."""
+    return tuple(row[name] for name in ("what", "model_shape", "format", "peer_name", "tokens", "threads"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["0.5b", "1.5b"])
+    parser.add_argument("--experts", nargs="*", type=int, default=[4])
+    parser.add_argument("--codec", nargs="*", choices=("base3", "2bit"), default=["base3"])
+    parser.add_argument("--expert-type", nargs="*", choices=("TQ2_0", "TQ1_0", "Q4_0"), default=["TQ2_0", "TQ1_0"])
+    parser.add_argument("--only", nargs="+", help="names of sides, as they are printed; default all")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
+    parser.add_argument("--decode", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "engine.json")
+    parser.add_argument("--keep", action="store_true", help="keep the other rows of --out")
+    a = parser.parse_args()
+    rows = {key(row): row for row in (json.loads(a.out.read_text())["rows"] if a.keep and a.out.exists() else [])}
+    warn_if_busy("engine")
+    peers, folder = a.peers.absolute(), a.dir.absolute()
+    for threads in a.threads:
+        for shape in a.shape:
+            plan = Plan(shape=shape, threads=threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
+            chosen = [s for s in sides(shape, a.experts, a.codec, a.expert_type) if s.name in (a.only or [s.name])]
+            found = run(plan, chosen, folder, peers)
+            rows |= {key(row): row for row in found}
+            print("\n".join(map(show, found)), flush=True)
+            # After each group, so that a run that is stopped leaves what it has measured.
+            save(a.out, versions_of(peers), list(rows.values()), settings={"decode": a.decode, "rounds": a.rounds})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Draws docs/images/benchmark-{kernels,engine}.svg from the reports of kernels.py and engine.py. Needs matplotlib.
+
+python -m benchmarks.plot [--results benchmarks/results] [--out docs/images]
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS, Numbers
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+INK = "#7d8590"
+"""Legible on light and dark pages."""
+OURS, THEIRS, LIMIT = "#2f81f7", "#a8b3bf", "#d29922"
+Row = dict[str, Any]
+Bars = dict[str, Numbers]
+
+
+def kernel_panels(report: Row) -> dict[str, Bars]:
+    """{title: speeds by name}: ternary products of the largest matrix measured, one thread."""
+    rows = [row for row in report["rows"] if row["threads"] == min(r["threads"] for r in report["rows"])]
+    largest = max(rows, key=lambda row: row["shape"]["F"] * row["shape"]["H"])["shape"]
+    panels: dict[str, Bars] = {}
+    for row in rows:
+        if row["shape"] != largest or row["format"] not in ("2bit", "base3") or row["peer_name"] == "read bandwidth":
+            continue
+        matrix = f"{largest['F']} x {largest['H']}"
+        bars = panels.setdefault(f"{row['what']}, {row['tokens']} tokens, {matrix}\n{row['unit']}", {})
+        bars[f"mote {row['format']}"], bars[row["peer_name"]] = row["ours"], row["peer"]
+    return panels
+
+
+def engine_panels(report: Row) -> dict[str, Bars]:
+    """{title: tokens a second by name}: decode and the longest prompt, per shape, fewest threads."""
+    panels: dict[str, Bars] = {}
+    threads = min(row["threads"] for row in report["rows"])
+    longest = max(row["tokens"] for row in report["rows"])
+    for row in report["rows"]:
+        if row["unit"] != "tokens/s" or row["threads"] != threads or row["tokens"] not in (1, longest):
+            continue
+        what = "decode" if row["what"] == "decode" else f"prompt of {longest}"
+        bars = panels.setdefault(f"{what}, {row['model_shape']}\n{row['unit']}", {})
+        bars[row["format"]], bars[row["peer_name"]] = row["ours"], row["peer"]
+    return panels
+
+
+def draw(panels: Mapping[str, Bars], path: Path) -> None:
+    """One panel beside the other; a bar is a median, its whisker runs from minimum to maximum."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK})
+    pyplot.rcParams.update({"axes.edgecolor": INK, "font.size": 9, "svg.hashsalt": "mote"})
+    most = max(map(len, panels.values()))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 0.7 + 0.3 * most), squeeze=False)
+    for axis, (title, bars) in zip(axes[0], panels.items(), strict=True):
+        names = sorted(bars, key=lambda name: bars[name]["median"])
+        medians = [bars[name]["median"] for name in names]
+        below = [bars[name]["median"] - bars[name]["min"] for name in names]
+        above = [bars[name]["max"] - bars[name]["median"] for name in names]
+        colours = [OURS if n.startswith("mote") else LIMIT if n.endswith("peak") else THEIRS for n in names]
+        axis.barh(names, medians, xerr=(below, above), color=colours, ecolor=INK)
+        axis.set_title(title, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    a = parser.parse_args()
+    for name, panels in (("kernels", kernel_panels), ("engine", engine_panels)):
+        if (a.results / f"{name}.json").exists():
+            report = json.loads((a.results / f"{name}.json").read_text())
+            draw(panels(report), a.out / f"benchmark-{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

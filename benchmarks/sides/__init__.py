@@ -1,0 +1,1 @@
+"""The products that kernels.py compares, one file a library, all behind `product.Product`."""
