@@ -76,9 +76,11 @@ def origin(report: Mapping[str, Any]) -> str:
     model = cpu["model"] if isinstance(cpu, Mapping) else cpu
     minutes = sum(report["seconds"].values()) / 60
     git = (environment["git"] or "an installed wheel")[:12]
+    start = provenance.get("start")
+    learned = f" Stages I and II came from shipped data (`{start['source']}`)." if start else ""
     return (
         f"`{provenance['command']}`, seed {provenance['seed']}, {minutes:.0f} minutes on {environment['cores']} cores "
-        f"({model}), commit {git}. Test split, percent with 95% intervals."
+        f"({model}), commit {git}.{learned} Test split, percent with 95% intervals."
     )
 
 

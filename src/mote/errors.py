@@ -35,3 +35,11 @@ class UnsupportedModelError(MoteError):
 
 class TrainingError(MoteError):
     """Training that cannot start or go on, such as a loss that is not finite."""
+
+
+class EngineError(MoteError):
+    """A request that the engine cannot serve: more tokens than the model has positions, a sequence that was freed."""
+
+
+class CancelledError(MoteError):
+    """A call that `Engine.cancel` ended; the engine and its sequences can be used on."""

@@ -43,7 +43,8 @@ def write_report(
 ) -> Path:
     """Writes `report.json` and `report.html` into `out` and returns the latter.
 
-    outputs: by step name: data, align, instruct, experts, pack, evaluate_{blind,dense,mote,packed}. seconds: by step.
+    outputs: by step name: data, align, instruct (or start in place of both), experts, pack,
+    evaluate_{blind,dense,mote,packed}. seconds: by step.
     source: {"name", "note", "recipe", "command", "seed"} of the run, for the provenance. Raises DataError when the log
     of a step is missing or damaged.
     """
@@ -110,11 +111,13 @@ def _bytes(described: Mapping[str, Any]) -> dict[str, int]:
 def _provenance(
     outputs: Mapping[str, Path], results: Mapping[str, Any], packed: Checkpoint, source: Mapping[str, Any]
 ) -> dict[str, Any]:
-    steps = ("assemble", "align", "instruct", "upcycle", "experts", "pack")
+    steps = ("assemble", "start", "align", "instruct", "upcycle", "experts", "pack")
     checkpoints = {name: Checkpoint.open(outputs[name]).identity() for name in steps if name in outputs}
     mixture = describe(packed)["mixture"]
+    start = _json(outputs["start"] / "start.json") if "start" in outputs else {}
     return {
         **source,
+        "start": {key: start[key] for key in ("source", "sha256", "settings", "made_from") if key in start},
         "environment": record_environment(),
         "checkpoints": checkpoints,
         "metrics": {skill: row["metric"] for skill, row in results["packed"]["skills"].items()},
@@ -149,8 +152,20 @@ def _opening(title: str, report: Mapping[str, Any], source: Mapping[str, Any], r
         f'<p class="soft">Recipe {text(source["recipe"])}, seed {text(source["seed"])}; {questions:,} questions of the '
         "test split, which neither trained nor tuned anything.</p>",
         note,
+        _start(report["provenance"]["start"]),
         facts(numbers),
     ]
+
+
+def _start(start: Mapping[str, Any]) -> str:
+    """A sentence for runs that took stages I and II from a file; it stands above all figures."""
+    if not start:
+        return ""
+    return (
+        "<p><b>Stages I and II did not run here.</b> What they learned, connector and low-rank changes of the language "
+        f"model, came from {text(start['source'])} (SHA-256 {text(start['sha256'][:16])}). Stage III, packing, "
+        "evaluation and answers ran for real.</p>"
+    )
 
 
 def _accuracy(report: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
@@ -271,6 +286,7 @@ def _origin(report: Mapping[str, Any], source: Mapping[str, Any], out: Path) -> 
         ("seed", source["seed"]),
         ("git", environment["git"] or "unknown (installed from a wheel)"),
         ("versions", versions),
+        *((f"start, {key}", value) for key, value in provenance["start"].items() if isinstance(value, str)),
         ("machine", f"{environment['cpu'] or environment['platform']}, {environment['cores']} cores"),
         ("memory", f"{environment['memory_bytes'] / 1e9:.0f} GB"),
         ("mixture", json.dumps(provenance["mixture"], sort_keys=True)),

@@ -32,11 +32,11 @@ def upcycle_checkpoint(
     *,
     force: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Checkpoint:
     """Reads the dense `checkpoint`, writes the up-cycled `out` atomically and returns it opened.
 
-    progress is told the bytes of each tensor written. Raises CheckpointError (not dense, damaged, NaN or Inf, disk
+    progress: as `write_checkpoint` has it. Raises CheckpointError (not dense, damaged, NaN or Inf, disk
     full, `out` in use without force), UnsupportedModelError (no SwiGLU layers found), FormatError (settings).
     """
     source = Checkpoint.open(checkpoint)
