@@ -147,11 +147,25 @@ def test_a_recipe_that_starts_from_a_file_trains_stage_three_only(
     again = go(root, f"start.source={file}", drop=("align", "instruct"), until="upcycle")
     assert again == ["start", "upcycle"]
 
+    # With a section of its own, stage II goes on from the file.
+    on = tmp_path / "on"
+    settings = (f"start.source={file}", "question_only=true")
+    names = ["data", "assemble", "start", "instruct"]
+    assert go(on, *settings, drop=("align",), until="instruct") == names
+    assert run(["info", str(on / "dense")]) == 0
+    assert "assemble > start > train instruct" in capsys.readouterr().out
+    experiment = read_experiment(recipe, [*settings, "align=null"])
+    assert experiment.instruct is not None
+    assert experiment.instruct.max_steps == 2
+    parents = {step.name: step.parents for step in steps_of(experiment, recipe, "")}
+    assert parents["question_only"] == ("start", "data")
+    assert parents["upcycle"] == ("instruct",)
+
 
 def test_stages_that_a_start_replaces_are_refused_and_absent(recipe: Path, tmp_path: Path) -> None:
     from mote.cli.experiment import read_experiment, steps_of
 
-    with pytest.raises(RecipeError, match=r"start takes the place of stages I and II, so align and instruct would do"):
+    with pytest.raises(RecipeError, match=r"start takes the place of stage I, .* so align would do nothing"):
         read_experiment(recipe, ["start.source=package:small"])
     plain = [line for line in recipe_text(tmp_path).splitlines() if not line.startswith(("align", "instruct"))]
     (tmp_path / "r.yaml").write_text("\n".join(plain), encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from mote.assemble.config import AssembleConfig, ExtractConfig, StartConfig
 from mote.checkpoint.lineage import file_hash
@@ -30,7 +30,8 @@ class Experiment:
     """A recipe. Every section is the config of the stage of that name; see `docs/reference/recipe.md`.
 
     question_only: also train a model as long as stage II on zeroed features, as a third blind guesser.
-    start: take what stages I and II learned from a file instead of running `align` and `instruct`.
+    start: take what stages I and II learned from a file instead of running `align`; with it, `instruct` runs only if
+        the recipe has that section, and goes on from there.
     extract: also keep what stages I and II learned as such a file.
     name, note: shown in the report. seed: of every section that has a seed and does not set its own.
     seconds: step -> what it takes on the machine that the recipe was written for; only for the estimate of
@@ -46,7 +47,7 @@ class Experiment:
     seconds: dict[str, float] = field(default_factory=dict)
     start: StartConfig | None = None
     align: TrainConfig = field(default_factory=TrainConfig)
-    instruct: TrainConfig = field(default_factory=TrainConfig)
+    instruct: TrainConfig | None = field(default_factory=TrainConfig)
     extract: ExtractConfig | None = None
     upcycle: UpcycleConfig = field(default_factory=UpcycleConfig)
     experts: TrainConfig = field(default_factory=TrainConfig)
@@ -55,40 +56,47 @@ class Experiment:
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
+Row = tuple[str, str, str, Any, tuple[str, ...], Callable[[Any, Place], None]]
+"""Name of a step, title, output under the run's directory, settings, parents, and what runs."""
+
+
 def read_experiment(path: Path, settings: Sequence[str] = (), seed: int | None = None) -> Experiment:
     """The recipe at `path` changed by `settings` ("section.key=value"). Raises RecipeError."""
     plain = override(read_recipe(path), settings)
     if seed is not None:
         plain["seed"] = seed
     _check_start(path, plain)
+    started_only = plain.get("start") is not None and plain.get("instruct") is None
     common = plain.get("seed", 0)
     for name, hint in get_type_hints(Experiment).items():
-        seeded = is_dataclass(hint) and any(item.name == "seed" for item in fields(hint))
+        seeded = any(
+            item.name == "seed" for part in (hint, *get_args(hint)) if is_dataclass(part) for item in fields(part)
+        )
         if seeded and isinstance(plain.get(name, {}), dict | None):
             plain[name] = {"seed": common, **(plain.get(name) or {})}
+    if started_only:
+        plain["instruct"] = None
     return from_plain(Experiment, plain)
 
 
 def _check_start(path: Path, plain: Mapping[str, Any]) -> None:
     """Raises RecipeError for what a recipe asks of stages that its `start` takes the place of."""
-    idle = [name for name in ("align", "instruct", "extract", "question_only") if plain.get(name) not in (None, False)]
-    if plain.get("start") is not None and idle:
+    if plain.get("start") is None:
+        return
+    needing = ("align",) if plain.get("instruct") is not None else ("align", "extract", "question_only")
+    idle = [name for name in needing if plain.get(name) not in (None, False)]
+    if idle:
         raise RecipeError(
-            f"{path}: start takes the place of stages I and II, so {' and '.join(idle)} would do nothing; leave out "
-            "either (--set start=null trains the stages)"
+            f"{path}: start takes the place of stage I, and of stage II without an instruct section, so "
+            f"{' and '.join(idle)} would do nothing; leave out either (--set start=null trains the stages)"
         )
 
 
 def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
     """The experiment as the ordered table of its steps. `recipe` and `command` are named in the report."""
     e = experiment
-    guesser = (
-        ("question_only", "stage II again, without pictures", "question_only", replace(e.instruct, blind=True),
-         ("align", "data"), _train("instruct")),
-    ) if e.question_only else ()  # fmt: skip
-    learned, dense = _dense_steps(e)
-    table = (
-        # name, title, output under the run's directory, settings, parents, what runs
+    learned, dense, guesser = _dense_steps(e)
+    table: tuple[Row, ...] = (
         ("data", "drawing pictures and questions", "data", e.data, (), _draw),
         ("assemble", "assembling the dense model", "assembled", e.assemble, (), _assemble),
         *learned,
@@ -123,25 +131,32 @@ def steps_of(experiment: Experiment, recipe: Path, command: str) -> list[Step]:
     return [replace(step, seconds=e.seconds.get(step.name, 0.0)) for step in steps]
 
 
-Row = tuple[str, str, str, Any, tuple[str, ...], Callable[[Any, Place], None]]
-
-
-def _dense_steps(e: Experiment) -> tuple[tuple[Row, ...], str]:
-    """The rows between the assembled and the dense model, and the name of the one that writes the latter."""
-    if e.start is not None:
+def _dense_steps(e: Experiment) -> tuple[list[Row], str, list[Row]]:
+    """The rows between the assembled and the dense model, the name of the one that writes the latter, and the
+    question-only model's."""
+    if e.start is None:
+        first: Row = ("align", "stage I: training the connector", "aligned", e.align, ("assemble", "data"),
+                      _train("align"))  # fmt: skip
+    else:
         # The file's own hash, so that another file under the same name is another setting.
         config = replace(e.start, sha256=e.start.sha256 or file_hash(e.start.file()))
         title = "taking from a file what stages I and II learned"
-        return (("start", title, "dense", config, ("assemble",), _start),), "start"
+        first = ("start", title, "started" if e.instruct else "dense", config, ("assemble",), _start)
+    if e.instruct is None:
+        return [first], first[0], []
     rows: list[Row] = [
-        ("align", "stage I: training the connector", "aligned", e.align, ("assemble", "data"), _train("align")),
-        ("instruct", "stage II: training connector and language model", "dense", e.instruct, ("align", "data"),
+        first,
+        ("instruct", "stage II: training connector and language model", "dense", e.instruct, (first[0], "data"),
          _train("instruct")),
     ]  # fmt: skip
     if e.extract is not None:
         title = "keeping what stages I and II learned in a file"
         rows.append(("extract", title, "start.safetensors", e.extract, ("assemble", "instruct"), _extract))
-    return tuple(rows), "instruct"
+    guesser: list[Row] = []
+    if e.question_only:
+        title, config_blind = "stage II again, without pictures", replace(e.instruct, blind=True)
+        guesser.append(("question_only", title, "question_only", config_blind, (first[0], "data"), _train("instruct")))
+    return rows, "instruct", guesser
 
 
 # Stages are imported when they run: a recipe with a mistake is refused before torch is loaded.
@@ -223,7 +238,7 @@ def _blind(config: EvaluateConfig, at: Place) -> None:
 
 def _dense(at: Place) -> Path:
     """The dense model that the step starts from, trained here or taken from a file."""
-    return at.parents["start" if "start" in at.parents else "instruct"]
+    return at.parents["instruct" if "instruct" in at.parents else "start"]
 
 
 def _report(config: ReportConfig, source: Mapping[str, Any], at: Place) -> None:

@@ -43,7 +43,7 @@ def write_report(
 ) -> Path:
     """Writes `report.json` and `report.html` into `out` and returns the latter.
 
-    outputs: by step name: data, align, instruct (or start in place of both), experts, pack,
+    outputs: by step name: data, align, instruct (or start in place of the first or both), experts, pack,
     evaluate_{blind,dense,mote,packed}. seconds: by step.
     source: {"name", "note", "recipe", "command", "seed"} of the run, for the provenance. Raises DataError when the log
     of a step is missing or damaged.
@@ -152,18 +152,21 @@ def _opening(title: str, report: Mapping[str, Any], source: Mapping[str, Any], r
         f'<p class="soft">Recipe {text(source["recipe"])}, seed {text(source["seed"])}; {questions:,} questions of the '
         "test split, which neither trained nor tuned anything.</p>",
         note,
-        _start(report["provenance"]["start"]),
+        _start(report["provenance"]["start"], "instruct" in report["provenance"]["checkpoints"]),
         facts(numbers),
     ]
 
 
-def _start(start: Mapping[str, Any]) -> str:
-    """A sentence for runs that took stages I and II from a file; it stands above all figures."""
+def _start(start: Mapping[str, Any], continued: bool) -> str:
+    """A sentence for runs that took stages I and II, or stage I and the first part of II, from a file; it stands above
+    all figures."""
     if not start:
         return ""
+    absent = "Stage I and the beginning of stage II" if continued else "Stages I and II"
+    present = "The rest of stage II, stage III" if continued else "Stage III"
     return (
-        "<p><b>Stages I and II did not run here.</b> What they learned, connector and low-rank changes of the language "
-        f"model, came from {text(start['source'])} (SHA-256 {text(start['sha256'][:16])}). Stage III, packing, "
+        f"<p><b>{absent} did not run here.</b> What they learned, connector and low-rank changes of the language "
+        f"model, came from {text(start['source'])} (SHA-256 {text(start['sha256'][:16])}). {present}, packing, "
         "evaluation and answers ran for real.</p>"
     )
 
