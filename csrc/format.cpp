@@ -44,10 +44,10 @@ int measure(int32_t format, int64_t rows, int64_t cols, int64_t group, Geometry 
   if (int status = check_group(format, group)) return status;
   Geometry m{};
   m.per_group = inputs_per_group(format);
-  m.strips = (rows + kStripRows - 1) / kStripRows;
+  m.strips = ceil_div(rows, kStripRows);
   m.group = group ? group : cols;
-  m.scales = (cols + m.group - 1) / m.group;
-  m.kgs_full = (m.group + m.per_group - 1) / m.per_group;
+  m.scales = ceil_div(cols, m.group);
+  m.kgs_full = ceil_div(m.group, m.per_group);
   m.kgs = (m.scales - 1) * m.kgs_full + m.kgs_of(m.scales - 1, cols);
   m.bytes = is_float(format) ? rows * cols * (format == MOTE_BF16 ? 2 : 4) : m.strips * m.kgs * kGroupBytes;
   *geometry = m;

@@ -15,11 +15,15 @@ namespace mote {
 constexpr int64_t kStripRows = 64;
 constexpr int64_t kGroupBytes = 256;
 
-// Far above any model and far below an int32 accumulator's or an int64 size's end: 2 * 128 * 2^22 = 2^30.
+// Far above any model, and as far as an int32 accumulator reaches: of digits at four times their value, it is a sum of
+// at most 4 * 2 * 128 * 2^22 / 2 = 2^31 (half of the inputs; 81 times the value may wrap, which is exact).
 constexpr int64_t kMaxCols = int64_t{1} << 22;
 
 // int4 and int8: an int32 holds the product of a group, 128 * 255 * 1024, and an fp32 the signed one exactly.
 constexpr int64_t kMaxScaledGroup = 1024;
+
+constexpr int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+constexpr int64_t round_up(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 
 inline bool is_ternary(int32_t format) { return format == MOTE_2BIT || format == MOTE_BASE3; }
 inline bool is_scaled(int32_t format) { return format == MOTE_INT4 || format == MOTE_INT8; }
@@ -37,7 +41,7 @@ struct Geometry {
   // First input, number of inputs and number of k-groups of scale group g; it starts at k-group g * kgs_full.
   int64_t first(int64_t g) const { return g * group; }
   int64_t inputs(int64_t g, int64_t cols) const { return g + 1 < scales ? group : cols - first(g); }
-  int64_t kgs_of(int64_t g, int64_t cols) const { return (inputs(g, cols) + per_group - 1) / per_group; }
+  int64_t kgs_of(int64_t g, int64_t cols) const { return ceil_div(inputs(g, cols), per_group); }
 };
 
 // Checks format and sizes; MOTE_OK fills *geometry.

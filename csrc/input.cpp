@@ -17,8 +17,6 @@ namespace {
 
 constexpr int64_t kTokensPerTask = 4;
 
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 struct Key {
   int64_t group, per_group;
 };
@@ -83,7 +81,7 @@ int Input::make(const Isa &isa, int64_t group, int64_t per_group, int32_t thread
     const Form *token;
   } fill{this, &isa, form.get(), token};
   const auto helpers = static_cast<int32_t>(std::min<int64_t>(threads, 1 + ((tokens_ * cols_) >> 16)));
-  parallel_for(helpers, (tokens_ + kTokensPerTask - 1) / kTokensPerTask, [](void *self, int64_t i) {
+  parallel_for(helpers, ceil_div(tokens_, kTokensPerTask), [](void *self, int64_t i) {
     const Fill &f = *static_cast<Fill *>(self);
     const int64_t end = std::min(f.input->tokens_, (i + 1) * kTokensPerTask);
     for (int64_t t = i * kTokensPerTask; t < end; ++t) f.input->fill(*f.isa, f.form, f.token, t);
@@ -94,7 +92,7 @@ int Input::make(const Isa &isa, int64_t group, int64_t per_group, int32_t thread
 }
 
 void Input::fill(const Isa &isa, Form *form, const Form *token, int64_t t) const {
-  const int64_t width = form->group ? form->group : cols_, groups = (cols_ + width - 1) / width;
+  const int64_t width = form->group ? form->group : cols_, groups = ceil_div(cols_, width);
   int32_t *sum = form->own_sum.get() + t * groups;
   int8_t *out = form->own_x ? form->own_x.get() + t * form->stride : nullptr;
   const int64_t stored = token && out ? round_up(width, form->per_group) : width;

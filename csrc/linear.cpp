@@ -1,6 +1,6 @@
 // Products of matrices of every format with activations, all of one call in one parallel region.
 //
-// Work is cut into (matrix, block of tokens, 64 rows). Ternary kernels return sum digit * x with digits 0..2; taking the
+// Work is cut into (matrix, block of tokens, 64 rows), or for one token (matrix, neighbouring runs of 64 rows). Ternary kernels return sum digit * x with digits 0..2; taking the
 // sum of x away leaves sum weight * x. Legend: N rows, K cols, T tokens, G scale groups, R the 64 rows of a strip.
 #include "linear.h"
 
@@ -16,11 +16,17 @@ namespace mote {
 namespace {
 
 constexpr int64_t kTokenBlock = 240;  // accumulators of a block: 60 KiB, beside a tile of weights in L2
+constexpr int64_t kTokenTile = 6;     // tokens that the kernels multiply together
+// Weights are prefetched well ahead of where they are read: a thread that decodes should read on where it has been.
+constexpr int64_t kRunBytes = 128 << 10;
+// Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
+constexpr double kThreadCost = 2 << 20;
 
 struct Job {
   const Product *product;
   const Form *form;
   int64_t block;  // tokens of one task
+  int64_t run;    // strips of one task
   int64_t end;    // tasks of this product and of those before it
 };
 
@@ -126,9 +132,11 @@ void Task::add_bias() const {
 void Region::task(int64_t i) const {
   const Job *job = std::upper_bound(jobs, jobs + count, i, [](int64_t v, const Job &j) { return v < j.end; });
   const Product &p = *job->product;
-  const int64_t strips = p.linear->m.strips, local = i - (job == jobs ? 0 : job[-1].end);
-  const int64_t t0 = local / strips * job->block;
-  Task{*isa, p, job->form, local % strips, p.first + t0, std::min(job->block, p.tokens - t0)}.run();
+  const int64_t strips = p.linear->m.strips, runs = ceil_div(strips, job->run);
+  const int64_t local = i - (job == jobs ? 0 : job[-1].end), t0 = local / runs * job->block;
+  const int64_t first = local % runs * job->run, last = std::min(first + job->run, strips);
+  for (int64_t strip = first; strip < last; ++strip)
+    Task{*isa, p, job->form, strip, p.first + t0, std::min(job->block, p.tokens - t0)}.run();
 }
 
 // Time of one multiplication, in those of a ternary one.
@@ -142,11 +150,17 @@ int64_t cost_of(int32_t format) {
   }
 }
 
-int64_t lay_out(Job *jobs, int64_t count, int64_t most) {
+int64_t lay_out(Job *jobs, int64_t count, int64_t most, int32_t threads) {
   int64_t tasks = 0;
   for (Job *job = jobs; job < jobs + count; ++job) {
-    job->block = std::max<int64_t>(std::min(job->product->tokens, most), 1);
-    tasks += job->product->linear->m.strips * ((job->product->tokens + job->block - 1) / job->block);
+    const Geometry &m = job->product->linear->m;
+    const int64_t tokens = std::max<int64_t>(job->product->tokens, 1);
+    // Blocks of equal length: a short last one would unpack all weights again for a few tokens.
+    job->block = round_up(ceil_div(tokens, ceil_div(tokens, most)), kTokenTile);
+    job->run = 1;
+    if (tokens == 1 && threads > 1)
+      job->run = std::max<int64_t>(1, std::min(kRunBytes / (m.kgs * kGroupBytes + 1), m.strips / (4 * threads)));
+    tasks += ceil_div(m.strips, job->run) * ceil_div(job->product->tokens, job->block);
     job->end = tasks;
   }
   return tasks;
@@ -162,19 +176,20 @@ int multiply(const Isa &isa, const Product *products, int64_t count, int32_t thr
     jobs = many.get();
     if (!jobs) return fail(MOTE_NO_MEMORY, "no memory for %" PRId64 " products", count);
   }
-  int64_t cost = 0;
+  double cost = 0;  // sizes may be absurd and still be consistent
   for (int64_t i = 0; i < count; ++i) {
     const Product &p = products[i];
     if (int status = p.input->prepare(isa, *p.linear, threads)) return status;
     jobs[i].product = &p;
     jobs[i].form = p.input->form(*p.linear);
-    cost += p.linear->m.strips * kStripRows * p.linear->w->cols * p.tokens * cost_of(p.linear->w->format);
+    cost += static_cast<double>(p.linear->m.strips * kStripRows * p.linear->w->cols) *
+            static_cast<double>(p.tokens * cost_of(p.linear->w->format));
   }
-  // Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
-  threads = static_cast<int32_t>(std::min<int64_t>(threads, 1 + (cost >> 21)));
+  threads = static_cast<int32_t>(std::min<double>(threads, 1 + cost / kThreadCost));
   // Small matrices have few strips: shorter blocks of tokens even out the work, down to where unpacking would show.
-  int64_t block = kTokenBlock, tasks = lay_out(jobs, count, block);
-  while (threads > 1 && block > 60 && tasks < int64_t{8} * threads) tasks = lay_out(jobs, count, block = (block + 1) / 2);
+  int64_t block = kTokenBlock, tasks = lay_out(jobs, count, block, threads);
+  while (threads > 1 && block > 60 && tasks < int64_t{8} * threads)
+    tasks = lay_out(jobs, count, block = (block + 1) / 2, threads);
   Region region{&isa, jobs, count};
   parallel_for(threads, tasks, [](void *self, int64_t i) { static_cast<Region *>(self)->task(i); }, &region);
   return MOTE_OK;

@@ -56,10 +56,11 @@ MOTE_API int mote_select_isa(const char *name);
 
 /* Bytes of a packed matrix, or -1 with an error. */
 MOTE_API int64_t mote_packed_bytes(int32_t format, int64_t rows, int64_t cols, int64_t group);
-/* q int8 [N, K] of -1, 0, 1 -> out, exactly out_bytes = mote_packed_bytes(...). MOTE_BAD_VALUE on another value. */
+/* q int8 [N, K] -> out, exactly out_bytes = mote_packed_bytes(...). 2bit, base3: -1, 0, 1; int4: -8..7; int8:
+ * -127..127; MOTE_BAD_VALUE on another value. */
 MOTE_API int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const int8_t *q, int64_t q_stride,
                        uint8_t *out, int64_t out_bytes);
-/* The inverse. MOTE_BAD_VALUE on a byte that no packing writes (2-bit digit 3, base-3 byte above 242). */
+/* The inverse. MOTE_BAD_VALUE on a byte that no packing writes (2-bit digit 3, base-3 byte above 242, int8 byte 0). */
 MOTE_API int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride);
 
 /* x fp32 [T, K] -> x_q int8 [T, K], s fp32 [T]: a = max(max|x|, 1e-5), x_q = clip(round(x * (127 / a)), -128, 127) to

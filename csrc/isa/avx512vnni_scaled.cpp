@@ -19,15 +19,17 @@ inline __m512 scales(const uint16_t *bf16) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(bf16));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
-// y += float(acc - correction) * (scale * s), for 16 rows.
-inline void add_group(float *y, V acc, V correction, const uint16_t *scale, __m512 s) {
-  const __m512 value = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, correction));
-  _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), _mm512_mul_ps(value, _mm512_mul_ps(scales(scale), s))));
+// y += float(acc) * (scale * s), for 16 rows.
+inline void add_group(float *y, V acc, __m512 scale, __m512 s) {
+  const __m512 value = _mm512_cvtepi32_ps(acc);
+  _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), _mm512_mul_ps(value, _mm512_mul_ps(scale, s))));
 }
+// GCC would keep running sums in memory inside the loop; what it may not look into stays in its register.
+inline void pin(V &sum) { asm("" : "+v"(sum)); }
 
 // GEMV, straight from the packed bytes, rows 16i..16i+15, i = 0..3.
 #define FOR_ROWS(M) M(0) M(1) M(2) M(3)
-#define ZERO(i) V b##i = _mm512_setzero_si512(), c##i = b##i;
+#define START(i) V b##i = correction, c##i = _mm512_setzero_si512();
 #define MULTIPLY4(i)                                                        \
   {                                                                         \
     const V v = load(data + 64 * i);                                        \
@@ -37,14 +39,16 @@ inline void add_group(float *y, V acc, V correction, const uint16_t *scale, __m5
 #define MULTIPLY8(i) b##i = _mm512_dpbusd_epi32(b##i, load(data + 64 * i), x0);
 #define FINISH(i)                                                                                     \
   add_group(y_R + 16 * i, F == MOTE_INT4 ? _mm512_add_epi32(b##i, _mm512_srai_epi32(c##i, 4)) : b##i, \
-            correction, w.scale_GR + g * kStripRows + 16 * i, s);
+            scales(w.scale_GR + g * kStripRows + 16 * i), s);
 template <int32_t F>
 void one_token(const ScaledStrip &w, const GroupedInput &input, float *y_R) {
   const uint8_t *data = w.data;
   for (int64_t g = 0; g < w.scale_groups; ++g) {
     const ScaleGroup group = scale_group(w, g);
     const int8_t *x = input.x + group.k0;
-    FOR_ROWS(ZERO)
+    // Sums start where the codes' offset times the sum of x is taken away already.
+    const V correction = _mm512_set1_epi32((F == MOTE_INT4 ? -8 : -128) * input.sum_TG[g]);
+    FOR_ROWS(START)
     for (int64_t k = 0; k < group.quads; k += F == MOTE_INT4 ? 2 : 1, data += kGroupBytes) {
       prefetch_group(data);
       const V x0 = broadcast(x + 4 * k);
@@ -55,13 +59,12 @@ void one_token(const ScaledStrip &w, const GroupedInput &input, float *y_R) {
         FOR_ROWS(MULTIPLY8)
       }
     }
-    const V correction = _mm512_set1_epi32((F == MOTE_INT4 ? 8 : 128) * input.sum_TG[g]);
     const __m512 s = _mm512_set1_ps(input.s_TG[g]);
     FOR_ROWS(FINISH)
   }
 }
 #undef FOR_ROWS
-#undef ZERO
+#undef START
 #undef MULTIPLY4
 #undef MULTIPLY8
 #undef FINISH
@@ -78,29 +81,29 @@ void unpack(const uint8_t *data, int64_t groups, uint8_t *tile) {
 // Named accumulators a<token><quarter of the rows>, 24 of the 32 registers at T = 6: GCC spills an array of registers.
 // FOR_TOKENS repeats a statement for tokens 0..5; those from T on compile to nothing.
 #define FOR_TOKENS(M) M(0) M(1) M(2) M(3) M(4) M(5)
-#define ZERO(t)                                                                                \
-  V a##t##0 = _mm512_setzero_si512(), a##t##1 = a##t##0, a##t##2 = a##t##0, a##t##3 = a##t##0; \
-  const int8_t *x##t = x.x + (t < T ? t : 0) * x.stride + group.k0;
-#define MULTIPLY(t)                                   \
-  if constexpr (t < T) {                              \
-    const V quad = broadcast(x##t + 4 * k);           \
-    a##t##0 = _mm512_dpbusd_epi32(a##t##0, w0, quad); \
-    a##t##1 = _mm512_dpbusd_epi32(a##t##1, w1, quad); \
-    a##t##2 = _mm512_dpbusd_epi32(a##t##2, w2, quad); \
-    a##t##3 = _mm512_dpbusd_epi32(a##t##3, w3, quad); \
+#define START(t)                                                                                  \
+  const int8_t *x##t = x.x + (t < T ? t : 0) * x.stride + group.k0;                               \
+  V a##t##0 = _mm512_set1_epi32(t < T ? offset * x.sum_TG[t * w.scale_groups + g] : 0);           \
+  V a##t##1 = a##t##0, a##t##2 = a##t##0, a##t##3 = a##t##0;
+#define MULTIPLY(t)                                         \
+  if constexpr (t < T) {                                    \
+    const V quad = broadcast(x##t + 4 * k);                 \
+    a##t##0 = _mm512_dpbusd_epi32(a##t##0, w0, quad);       \
+    a##t##1 = _mm512_dpbusd_epi32(a##t##1, w1, quad);       \
+    a##t##2 = _mm512_dpbusd_epi32(a##t##2, w2, quad);       \
+    a##t##3 = _mm512_dpbusd_epi32(a##t##3, w3, quad);       \
+    pin(a##t##0), pin(a##t##1), pin(a##t##2), pin(a##t##3); \
   }
-#define FINISH(t)                                                                            \
-  if constexpr (t < T) {                                                                     \
-    const V correction = _mm512_set1_epi32(offset * x.sum_TG[t * w.scale_groups + g]);       \
-    const __m512 s = _mm512_set1_ps(x.s_TG[t * w.scale_groups + g]);                         \
-    const uint16_t *scale = w.scale_GR + g * kStripRows;                                     \
-    float *y = y_TR + t * kStripRows;                                                        \
-    add_group(y, a##t##0, correction, scale, s);                                             \
-    add_group(y + 16, a##t##1, correction, scale + 16, s);                                   \
-    add_group(y + 32, a##t##2, correction, scale + 32, s);                                   \
-    add_group(y + 48, a##t##3, correction, scale + 48, s);                                   \
-  } else {                                                                                   \
-    (void)a##t##1, (void)a##t##2, (void)a##t##3, (void)x##t;                                 \
+#define FINISH(t)                                                    \
+  if constexpr (t < T) {                                             \
+    const __m512 s = _mm512_set1_ps(x.s_TG[t * w.scale_groups + g]); \
+    float *y = y_TR + t * kStripRows;                                \
+    add_group(y, a##t##0, scale0, s);                                \
+    add_group(y + 16, a##t##1, scale1, s);                           \
+    add_group(y + 32, a##t##2, scale2, s);                           \
+    add_group(y + 48, a##t##3, scale3, s);                           \
+  } else {                                                           \
+    (void)a##t##1, (void)a##t##2, (void)a##t##3, (void)x##t;         \
   }
 
 // y_TR += scale group g of 64 rows, its codes at tile, for T tokens; x, y_TR: at the first of them.
@@ -108,16 +111,19 @@ template <int T>
 __attribute__((noinline)) void multiply_group(const ScaledStrip &w, int64_t g, const uint8_t *tile,
                                               const GroupedInput &x, float *y_TR) {
   const ScaleGroup group = scale_group(w, g);
-  const int offset = w.format == MOTE_INT4 ? 8 : 128;
-  FOR_TOKENS(ZERO)
+  const int offset = w.format == MOTE_INT4 ? -8 : -128;
+  FOR_TOKENS(START)
   for (int64_t k = 0; k < group.quads; ++k, tile += kGroupBytes) {
     const V w0 = load(tile), w1 = load(tile + 64), w2 = load(tile + 128), w3 = load(tile + 192);
     FOR_TOKENS(MULTIPLY)
   }
+  const uint16_t *scale = w.scale_GR + g * kStripRows;
+  const __m512 scale0 = scales(scale), scale1 = scales(scale + 16), scale2 = scales(scale + 32),
+               scale3 = scales(scale + 48);
   FOR_TOKENS(FINISH)
 }
 #undef FOR_TOKENS
-#undef ZERO
+#undef START
 #undef MULTIPLY
 #undef FINISH
 
