@@ -52,14 +52,13 @@ test-slow: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/mote pipeline recipes/small.yaml --out runs/small
 
-# Hours, on a machine with nothing else to do; the peers' environment comes from bench-peers-setup.
-bench: $(INSTALLED)
-	$(BIN)/python benchmarks/packed_order.py
-	$(BIN)/python benchmarks/ternary_training.py --threads $(JOBS)
+# Hours, on a machine with nothing else to do; of the demo's model only where `make demo` has made it.
+bench: $(INSTALLED) $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.kernels --shape 0.5b 1.5b 3b --threads 1 2 --peers $(PEERS)
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 16 --threads 1 2 --peers $(PEERS)
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 64 --only "mote 4 base3" "mote 64 base3" --keep
 	$(BIN)/python -m benchmarks.engine --shape 3b --only "mote 4 base3" "llama.cpp 4 TQ2_0" --peers $(PEERS) --keep
+	test ! -d runs/small/packed || $(BIN)/mote bench runs/small/packed --threads 1 --json > benchmarks/results/demo.json
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.page
 

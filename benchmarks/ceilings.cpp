@@ -9,15 +9,17 @@
 
 namespace {
 
-// Sums 64-bit words, so that the compiler must load every byte; eight independent sums hide the latency.
-uint64_t read_words(const uint8_t *data, int64_t bytes) {
+// Sums 64-bit words, so that the compiler must load every byte; eight independent sums hide the latency. The memory is
+// read in `streams` places at once (8, or a divisor of it): how many the prefetchers like best depends on the CPU.
+uint64_t read_words(const uint8_t *data, int64_t bytes, int32_t streams) {
   __m256i sum[8];
   for (auto &s : sum) s = _mm256_setzero_si256();
-  int64_t i = 0;
-  for (; i + 256 <= bytes; i += 256) {
+  const int64_t part = bytes / streams / 256 * 256, run = 256 / streams;  // bytes of a stream, and of it at a time
+  const int32_t each = 8 / streams;
+  for (int64_t i = 0; i < part; i += run)
     for (int j = 0; j < 8; ++j)
-      sum[j] = _mm256_add_epi64(sum[j], _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data + i + 32 * j)));
-  }
+      sum[j] = _mm256_add_epi64(
+          sum[j], _mm256_loadu_si256(reinterpret_cast<const __m256i *>(data + j / each * part + i + j % each * 32)));
   alignas(32) uint64_t words[4];
   uint64_t total = 0;
   for (auto &s : sum) {
@@ -50,7 +52,7 @@ inline Wide step(Wide acc, Wide w, Wide x) { return _mm256_add_epi16(acc, _mm256
 const char *const kName = "vpmaddubsw + vpaddw, 256 bits";
 #endif
 
-constexpr int kChains = 8;  // hide the latency, and leave registers for the operands
+constexpr int kChains = 12;  // hide the latency (two ports, five cycles), and leave registers for the operands
 
 // The operand is opaque before each step, or the compiler would multiply once for all sums.
 inline void opaque_step(Wide &acc, Wide &w, Wide x) {
@@ -61,13 +63,14 @@ inline void opaque_step(Wide &acc, Wide &w, Wide x) {
 void dot(int64_t steps, int32_t *sink) {
   // Sums by name: GCC keeps an array of them on the stack.
   Wide w = zero(), x = zero(), a = zero(), b = zero(), c = zero(), d = zero(), e = zero(), f = zero(), g = zero(),
-       h = zero();
+       h = zero(), i = zero(), j = zero(), k = zero(), l = zero();
   asm volatile("" : "+x"(x));
-  for (int64_t i = 0; i < steps; ++i) {
+  for (int64_t n = 0; n < steps; ++n) {
     opaque_step(a, w, x), opaque_step(b, w, x), opaque_step(c, w, x), opaque_step(d, w, x);
     opaque_step(e, w, x), opaque_step(f, w, x), opaque_step(g, w, x), opaque_step(h, w, x);
+    opaque_step(i, w, x), opaque_step(j, w, x), opaque_step(k, w, x), opaque_step(l, w, x);
   }
-  for (const Wide &sum : {a, b, c, d, e, f, g, h}) {
+  for (const Wide &sum : {a, b, c, d, e, f, g, h, i, j, k, l}) {
     std::memcpy(sink, &sum, sizeof sum);
     asm volatile("" : : "r"(sink) : "memory");
   }
@@ -77,12 +80,12 @@ void dot(int64_t steps, int32_t *sink) {
 
 extern "C" {
 
-uint64_t ceiling_read(const uint8_t *data, int64_t bytes, int32_t threads) {
-  if (threads <= 1) return read_words(data, bytes);
+uint64_t ceiling_read(const uint8_t *data, int64_t bytes, int32_t threads, int32_t streams) {
+  if (threads <= 1) return read_words(data, bytes, streams);
   std::vector<std::thread> pool;
   std::vector<uint64_t> sums(threads);
   const int64_t part = bytes / threads / 256 * 256;
-  for (int t = 0; t < threads; ++t) pool.emplace_back([=, &sums] { sums[t] = read_words(data + t * part, part); });
+  for (int t = 0; t < threads; ++t) pool.emplace_back([=, &sums] { sums[t] = read_words(data + t * part, part, streams); });
   uint64_t total = 0;
   for (int t = 0; t < threads; ++t) pool[t].join(), total += sums[t];
   return total;

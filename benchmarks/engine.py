@@ -3,8 +3,8 @@
 Every engine runs in a process of its own (see worker.py), opened anew in each round; processes take turns, so that
 other load hits all alike, and the two never share memory. Measured: prompts of 64 and 729 tokens (a question; a picture
 of the paper's shape), decode, opening to first token, peak memory above the imports; the machine's read bandwidth in
-the same rounds. Prefill of 729 tokens is also the time from a picture to the first word, the vision tower apart, which
-both engines need alike.
+the same rounds. The time from a picture to the first word is the prefill of its 729 tokens after the vision tower,
+which both engines need alike: it is timed once, in torch, and counted on both sides (tower.py).
 
     python -m benchmarks.engine [--shape 0.5b 1.5b] [--experts 4 16 64] [--threads 1 2] [--dir runs/bench]
 
@@ -23,8 +23,9 @@ from typing import Any
 from benchmarks.ceilings import Ceilings
 from benchmarks.engine_rows import Side, Timed, rows_of
 from benchmarks.peers import write_checkpoint, write_gguf
-from benchmarks.report import RESULTS, save, seconds, warn_if_busy
+from benchmarks.report import RESULTS, in_turn, save, seconds, warn_if_busy
 from benchmarks.shapes import SHAPES
+from benchmarks.tower import tower_seconds
 from benchmarks.versions import versions_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,13 +100,13 @@ def run(plan: Plan, chosen: list[Side], folder: Path, peers: Path) -> list[dict[
     timed = {side: Timed(threads=plan.threads) for side in chosen}
     bandwidth = []
     for number in range(plan.rounds):
-        for side, path in paths.items():
+        for side, path in in_turn(paths.items(), number):
             warm(path)
             reading()
             bandwidth.append(ceilings.read_bytes / seconds(reading))
             timed[side].add(measured(side, path, plan, peers))
             print(f"engine: {plan.shape} {plan.threads} thr round {number + 1}: {side.name}", file=sys.stderr)
-    return rows_of(plan.shape, timed, bandwidth)
+    return rows_of(plan.shape, timed, bandwidth, tower_seconds(plan.threads))
 
 
 def show(row: dict[str, Any]) -> str:
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of sides, as they are printed; default all")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
-    parser.add_argument("--decode", type=int, default=24)
+    parser.add_argument("--decode", type=int, default=24, help="tokens, 2 or more: the first is not counted")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dir", type=Path, default=Path("runs/bench"))
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers"))
@@ -143,6 +144,8 @@ def main() -> None:
         for shape in a.shape:
             plan = Plan(shape=shape, threads=threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
             chosen = [s for s in sides(shape, a.experts, a.codec, a.expert_type) if s.name in (a.only or [s.name])]
+            if not chosen:
+                raise SystemExit(f"engine: --only {' '.join(a.only)} names no side of {shape}; see the names of rows")
             found = run(plan, chosen, folder, peers)
             rows |= {key(row): row for row in found}
             print("\n".join(map(show, found)), flush=True)

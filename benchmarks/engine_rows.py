@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from benchmarks.peers import write_checkpoint, write_gguf
 from benchmarks.report import Numbers, compare, summary
-from benchmarks.worker import SHORT_PROMPT
+from benchmarks.worker import FIRST_PROMPT
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,11 @@ def rivals(side: Side, others: Sequence[Side]) -> list[Side]:
     return found
 
 
-def rows_of(shape: str, timed: Mapping[Side, Timed], bandwidth: Sequence[float]) -> list[dict[str, Any]]:
-    """All rows of one shape and number of threads. bandwidth: bytes a second, of the same rounds."""
+def rows_of(
+    shape: str, timed: Mapping[Side, Timed], bandwidth: Sequence[float], tower: Sequence[float]
+) -> list[dict[str, Any]]:
+    """All rows of one shape and number of threads. bandwidth: bytes a second, of the same rounds. tower: seconds that
+    the vision tower takes."""
     found: list[dict[str, Any]] = []
     read = summary([b / 1e9 for b in bandwidth])
     for side, own in timed.items():
@@ -77,7 +81,7 @@ def rows_of(shape: str, timed: Mapping[Side, Timed], bandwidth: Sequence[float])
             named: dict[str, Any] = {"peer_name": peer.name, "peer_precision": peer.model.precision}
             if isinstance(peer.model, write_checkpoint.Model):
                 named |= {"peer_token_bytes": peer.model.token_bytes}
-            found += [{**base, **named, **row} for row in _against(own, timed[peer])]
+            found += [{**base, **named, **row} for row in _against(own, timed[peer], median(tower))]
         found += [{**base, **row} for row in _limits(side, own, read)]
     return found
 
@@ -98,18 +102,19 @@ def _fields(shape: str, side: Side, own: Timed) -> dict[str, Any]:
     }
 
 
-def _against(own: Timed, peer: Timed) -> list[dict[str, Any]]:
+def _against(own: Timed, peer: Timed, tower: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for tokens in own.prefill:
         speeds = compare(summary(own.prefill[tokens]), summary(peer.prefill[tokens]))
         rows.append({"what": "prefill", "tokens": tokens, "unit": "tokens/s", **speeds})
     longest = max(own.prefill)
-    waits = [summary([longest / rate for rate in side.prefill[longest]]) for side in (own, peer)]
-    rows.append({"what": "ttft", "tokens": longest, "unit": "s", **compare(*waits, smaller_is_better=True)})
+    waits = [summary([tower + longest / rate for rate in side.prefill[longest]]) for side in (own, peer)]
+    seen = {"what": "ttft", "tokens": longest, "unit": "s", "tower_seconds": round(tower, 3)}
+    rows.append({**seen, **compare(*waits, smaller_is_better=True)})
     speeds = compare(summary(own.decode), summary(peer.decode))
     rows.append({"what": "decode", "tokens": 1, "unit": "tokens/s", **speeds})
     first = compare(summary(own.opened), summary(peer.opened), smaller_is_better=True)
-    rows.append({"what": "open", "tokens": SHORT_PROMPT, "unit": "s", **first})
+    rows.append({"what": "open", "tokens": FIRST_PROMPT, "unit": "s", **first})
     memory = compare(_bytes(own.resident), _bytes(peer.resident), smaller_is_better=True)
     rows.append({"what": "resident", "tokens": max(own.prefill), "unit": "bytes", **memory})
     return rows
@@ -120,8 +125,10 @@ def _limits(side: Side, own: Timed, read: Numbers) -> list[dict[str, Any]]:
     assert isinstance(side.model, write_checkpoint.Model)
     moved = summary([rate * side.model.token_bytes / 1e9 for rate in own.decode])
     needed = _bytes([own.facts["weight_bytes"] + own.facts["cache_bytes"]])
+    parts = {name: count / own.facts["decoded"] for name, count in own.facts["nanoseconds"].items()}
+    decode = {"what": "decode", "tokens": 1, "unit": "GB/s", "peer_name": "read bandwidth", **compare(moved, read)}
     return [
-        {"what": "decode", "tokens": 1, "unit": "GB/s", "peer_name": "read bandwidth", **compare(moved, read)},
+        {**decode, "nanoseconds_a_token": parts},
         {
             **{"what": "resident", "tokens": max(own.prefill), "unit": "bytes", "peer_name": "weights + cache"},
             **compare(_bytes(own.resident), needed, smaller_is_better=True),

@@ -11,6 +11,7 @@ Peers come from `make bench-peers-setup`; one that is missing, or cannot run a s
 """
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,13 +30,13 @@ from benchmarks.versions import versions_of
 
 TERNARY = ("TQ2_0", "TQ1_0", "IQ2_BN", "IQ2_BN_R4", "litespark", "torch f32", "torch bf16", "torch int8")
 RIVALS = {
-    "2bit": TERNARY,
-    "base3": TERNARY,
+    "2bit": (*TERNARY, "int4", "bf16"),
+    "base3": (*TERNARY, "2bit", "int4", "bf16"),
     "int4": ("Q4_0",),
     "int8": ("Q8_0", "torch int8"),
     "bf16": ("BF16", "torch f32", "torch bf16"),
 }
-"""Our format -> the peers that its rows name."""
+"""Our format -> the sides that its rows name: peers, and our own other formats."""
 BITS = {"TQ2_0": 2.1, "TQ1_0": 1.7, "IQ2_BN": 2, "IQ2_BN_R4": 2, "litespark": 2, "Q4_0": 4.5, "Q8_0": 8.5, "BF16": 16}
 BITS |= {
     "torch f32": 32,
@@ -51,6 +52,7 @@ BITS |= {
 TOLERANCE = {"Q4_0": 0.15, "torch bf16": 0.01, "BF16": 0.01}
 """Relative error against fp32; 4-bit ggml cannot hold +1 and -1 alike, others lose only int8 rounding."""
 PEAK, READ = "integer dot peak", "read bandwidth"
+PR_SET_THP_DISABLE = 41
 Makers = dict[str, Callable[[Problem], Product]]
 
 
@@ -107,6 +109,8 @@ def measure(
     limit_work = ceilings.read_bytes if what == "gemv" else ceilings.dot_work(base.threads)
     times = alternate(runs, rounds)
     speed = {name: rates(one.work, times[name]) for name, (one, _) in ready.items()}
+    for _, product in ready.values():
+        product.free()
     rows, cols = base.q_NK.shape
     shared = {"what": what, "shape": {"H": cols, "F": rows, "L": 1, "E": 1}, "tokens": len(base.x_TK)}
     shared |= {"threads": base.threads, "isa": ours.isa()}
@@ -130,6 +134,12 @@ def measure(
         named = {"peer_name": limit, "unit": "GB/s" if what == "gemv" else "GMAC/s"}
         found.append({**fields, **named, **compare(own, ceiling)})
     return found
+
+
+def small_pages() -> None:
+    """Ordinary pages for all sides, as files that are mapped have; numpy would ask for huge ones for its own arrays
+    only."""
+    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 def unit(what: str) -> str:
@@ -165,8 +175,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     arguments = parser.parse_args()
     warn_if_busy("kernels")
+    small_pages()
     sides = {name: make for name, make in makers(arguments.peers).items() if name in (arguments.only or BITS)}
     ceilings = Ceilings(arguments.megabytes)
+    settings = {"rounds": arguments.rounds, "megabytes": arguments.megabytes, "dot_instructions": ceilings.dot_name}
     rows: list[dict[str, Any]] = []
     for threads in arguments.threads:
         for name in arguments.shape:
@@ -177,8 +189,8 @@ def main() -> None:
                     found = measure(what, sides, base, megabytes, arguments.rounds, ceilings)
                     rows += [{**row, "model_shape": name} for row in found]
                     print("\n".join(map(show, found)), flush=True)
-    settings = {"rounds": arguments.rounds, "megabytes": arguments.megabytes, "dot_instructions": ceilings.dot_name}
-    save(arguments.out, versions_of(arguments.peers), rows, settings=settings)
+                    # After each problem, so that a run that is stopped leaves what it has measured.
+                    save(arguments.out, versions_of(arguments.peers), rows, settings=settings)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Mote:
         weights = Weights(checkpoint, open_config(checkpoint))
         self._engine = Decoding(weights, positions=a.context, threads=a.threads)
         self._sequence = self._engine.sequence()
-        self._longest = 0
+        self._longest = self._decoded = 0
 
     def prefill(self, ids: Sequence[int]) -> int:
         # Nothing of an earlier prompt may be used again: that is measured elsewhere.
@@ -36,10 +36,13 @@ class Mote:
         self._engine.free(self._sequence)
         self._sequence = self._engine.sequence()
         self._longest = max(self._longest, len(ids))
-        return int(self._engine.prefill(self._sequence, ids).argmax())
+        best = int(self._engine.prefill(self._sequence, ids).argmax())
+        self._engine.nanoseconds[:] = self._decoded = 0  # what is told is of the steps after the last prompt
+        return best
 
     def step(self, token: int) -> int:
         self._sequence.append(token)
+        self._decoded += 1
         return int(self._engine.step([self._sequence])[0].argmax())
 
     def facts(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class Mote:
             "cache_bytes": blocks,
             "isa": info()["isa"],
             "nanoseconds": nanoseconds,
+            "decoded": self._decoded,
         }
 
 

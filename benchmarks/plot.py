@@ -82,7 +82,8 @@ def main() -> None:
     for name, panels in (("kernels", kernel_panels), ("engine", engine_panels)):
         if (a.results / f"{name}.json").exists():
             report = json.loads((a.results / f"{name}.json").read_text())
-            draw(panels(report), a.out / f"benchmark-{name}.svg")
+            if found := panels(report):
+                draw(found, a.out / f"benchmark-{name}.svg")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
+Side = TypeVar("Side")
 SCHEMA = 1
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -46,10 +47,16 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def in_turn(sides: Iterable[Side], number: int) -> list[Side]:
+    """The order of sides in a round."""
+    return list(sides)[:: -1 if number % 2 else 1]
+
+
 def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, shortest: float = 0.02) -> dict[str, list[float]]:
     """{side: seconds per call, one number a round}, sides taking turns; a turn lasts at least `shortest` seconds.
 
-    A side that takes longer than `SLOW` seconds sits out all rounds but the first three.
+    Every second round goes backwards, so that no side always follows the same one. A side that takes longer than `SLOW`
+    seconds sits out all rounds but the first three.
     """
     repeats, turns = {}, {}
     for name, call in sides.items():
@@ -59,7 +66,7 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, shortest: 
         turns[name] = rounds if took < SLOW else min(rounds, 3)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        for name, call in sides.items():
+        for name, call in in_turn(sides.items(), number):
             if number < turns[name]:
                 times[name].append(seconds(lambda name=name, call=call: [call() for _ in range(repeats[name])]))
                 times[name][-1] /= repeats[name]

@@ -1,6 +1,6 @@
 """One engine in one process: opened once, then measured. The protocol between engine.py and its workers.
 
-A worker prints one JSON object: `open_s`; `ttft_s`, the first token of a prompt of 64 tokens, opening included, imports
+A worker prints one JSON object: `open_s`; `ttft_s`, the first token of a prompt of 8 tokens, opening included, imports
 not; `prefill_s` {tokens: [seconds]}; `decode_s` [seconds a token]; `peak_bytes`, the resident peak above what the
 process held after its imports; and whatever `facts` the engine tells.
 """
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+FIRST_PROMPT = 8
 SHORT_PROMPT = 64
 _RESET_PEAK = "5"  # to /proc/self/clear_refs
 
@@ -53,7 +54,7 @@ def measure(
     start = time.perf_counter()
     engine = opener()
     opened = time.perf_counter()
-    engine.prefill(ids[:SHORT_PROMPT])
+    engine.prefill(ids[:FIRST_PROMPT])
     first = time.perf_counter()
     prefill: dict[str, list[float]] = {}
     for tokens in prompts:

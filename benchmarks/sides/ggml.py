@@ -6,6 +6,7 @@ weights are loaded into such a buffer where the CPU backend offers one that take
 """
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
@@ -138,11 +139,12 @@ def product(name: str, problem: Problem, peers: Path, package: str = "llama_cpp"
         raise Unavailable(f"{name} needs rows that are multiples of 256, not {cols}")
     data, tokens = _quantized(ggml, kind, problem), len(problem.x_TK)
     buffer_type = ggml.repack_buffer_type() if name in REPACKED and package == "llama_cpp" else None
+    buffer = None
     room = problem.count * (data.size + 4096) + (1 << 20)
     weights = ggml.context(1 << 20 if buffer_type else room, allocate=buffer_type is None)
     matrices = [ggml.ggml_new_tensor_2d(weights, kind, cols, rows) for _ in range(problem.count)]
     if buffer_type:
-        ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, buffer_type)
+        buffer = ggml.ggml_backend_alloc_ctx_tensors_from_buft(weights, buffer_type)
         for matrix in matrices:
             ggml.ggml_backend_tensor_set(matrix, data.ctypes.data, 0, data.size)
     else:
@@ -159,11 +161,20 @@ def product(name: str, problem: Problem, peers: Path, package: str = "llama_cpp"
     for node in products:
         ggml.ggml_build_forward_expand(graph, node)
     y = np.ctypeslib.as_array((ctypes.c_float * (rows * tokens)).from_address(ggml.ggml_get_data(products[-1])))
-    return _planned(ggml, work, graph, problem, y.reshape(tokens, rows), data.size, name)
+    run = _planned(ggml, graph, problem, y.reshape(tokens, rows), name)
+
+    def free() -> None:
+        if buffer is not None:
+            ggml.ggml_backend_buffer_free(buffer)
+        ggml.ggml_free(work)
+        ggml.ggml_free(weights)
+
+    precision = f"{name} x int8" if name != "BF16" else "bf16 x bf16"
+    return Product(run=run, nbytes=data.size, precision=precision, free=free)
 
 
-def _planned(ggml: Library, work: int, graph: int, problem: Problem, y: Floats, nbytes: int, name: str) -> Product:
-    """The product whose graph is computed with work space allocated once, as an engine does."""
+def _planned(ggml: Library, graph: int, problem: Problem, y: Floats, name: str) -> Callable[[], Floats]:
+    """Computes the graph, with work space allocated once, as an engine does."""
     plan_of, compute = ggml.function("ggml_graph_plan"), ggml.function("ggml_graph_compute")
     plan_of.restype, plan_of.argtypes = _Plan, [c_void_p, c_int, c_void_p]
     compute.restype, compute.argtypes = c_int, [c_void_p, POINTER(_Plan)]
@@ -171,9 +182,9 @@ def _planned(ggml: Library, work: int, graph: int, problem: Problem, y: Floats, 
     space = np.empty(plan.work_size + 64, np.uint8)
     plan.work_data = space.ctypes.data
 
-    def run(keep: tuple[object, ...] = (space, work)) -> Floats:
+    def run(keep: object = space) -> Floats:
         if compute(graph, ctypes.byref(plan)):
             raise SystemExit(f"kernels: ggml could not compute {name}")
         return y
 
-    return Product(run=run, nbytes=nbytes, precision=f"{name} x int8" if name != "BF16" else "bf16 x bf16")
+    return run

@@ -41,12 +41,13 @@ class Problem:
 class Product:
     """run: multiplies x with all matrices and returns the last product [T, N]. nbytes: of one matrix, scales included.
 
-    precision: weights x activations, as the table shows it.
+    precision: weights x activations, as the table shows it. free: gives back memory that Python does not know of.
     """
 
     run: Callable[[], Floats]
     nbytes: int
     precision: str
+    free: Callable[[], None] = lambda: None
 
 
 def check(name: str, product: Product, problem: Problem, tolerance: float) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.goals import GOALS, matching, verdicts
-from benchmarks.page import engine_part, kernels_part
+from benchmarks.page import demo_part, engine_part, kernels_part
 from benchmarks.report import alternate, compare, rates, summary
 
 
@@ -33,7 +33,7 @@ def test_sides_take_turns_and_give_one_number_a_round() -> None:
     calls: list[str] = []
     times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, shortest=0.0)
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
-    assert "".join(calls[-6:]) == "ababab"
+    assert "".join(calls[-6:]) == "abbaab"
     assert rates(2e9, [1.0, 2.0])["max"] == 2.0
 
 
@@ -66,3 +66,11 @@ def test_decode_is_weighed_by_the_bytes_of_a_token() -> None:
     goal = next(goal for goal in GOALS if goal.value == "of_bytes")
     fields = {"what": "decode", "format": "mote 4 base3", "token_bytes": 1, "peer_token_bytes": 3}
     assert matching(goal, [row("mote dense bf16", 2.7, **fields)]) == [pytest.approx(0.9)]
+
+
+def test_what_is_not_in_the_kernels_is_told() -> None:
+    parts = {"attention": 0.5, "python": 0.4, "native_rest": 0.1}
+    demo = report({**row("", 1.0, what="decode"), "parts": parts})
+    goal = next(goal for goal in GOALS if goal.value == "outside_kernels")
+    assert matching(goal, demo["rows"]) == [pytest.approx(0.5)]
+    assert "| python | 400.000 | 40% |" in demo_part(demo)

@@ -85,7 +85,7 @@ def _report(engine: Any, figures: dict[str, Any], kv: str) -> dict[str, Any]:
             row("open", 1, "s", figures["open"]["to_first_token"]),
             row("resident", 0, "bytes", figures["resident"]["all"]),
             row("prefill", prefill["tokens"], "tokens/s", _rates(prefill)),
-            row("decode", decode["context"], "tokens/s", _rates(decode)),
+            {**row("decode", decode["context"], "tokens/s", _rates(decode)), "parts": figures["parts"]},
         ],
     }
 
