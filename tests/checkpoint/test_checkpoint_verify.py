@@ -10,6 +10,7 @@ import torch
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.verify import verify
+from mote.ternary.codecs import Codec
 from mote.ternary.format import WeightFormat
 
 Write = Callable[..., Checkpoint]
@@ -72,6 +73,26 @@ def test_illegal_digits(write_mixture: Write, codec: str, byte: bytes) -> None:
     assert "model.layers.2.mlp.experts.down_proj_packed" in problem
     assert "illegal digit" in problem
     assert "no mote.json" in outcome.notes[0]
+
+
+def test_a_stack_is_checked_one_expert_at_a_time(write_mixture: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_mixture(PACKED["2bit"])
+    name = "model.layers.2.mlp.experts.down_proj_packed"
+    data = bytearray(checkpoint.read(name).numpy().tobytes())
+    data[-len(data) // 4] = 0xFF  # four experts: the last one's first byte
+    overwrite(checkpoint, name, bytes(data))
+    forget_hashes(checkpoint)
+    dimensions: list[int] = []
+    real = Codec.check
+
+    def check(codec: Codec, packed: torch.Tensor, *sizes: int) -> None:
+        dimensions.append(packed.ndim)
+        real(codec, packed, *sizes)
+
+    monkeypatch.setattr(Codec, "check", check)
+    (problem,) = verify(checkpoint.root).problems
+    assert f"{name!r}, expert 3: " in problem
+    assert set(dimensions) == {3}
 
 
 def test_illegal_digits_of_a_packed_shared_expert(write_mixture: Write) -> None:

@@ -238,6 +238,18 @@ def test_a_head_that_repeats_the_embedding_is_dropped(tiny, inputs, tmp_path):
         mote.pack(tmp_path / "source", tmp_path / "other", head="int8")
 
 
+def test_a_head_that_is_missing_is_not_made_up(tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tiny("llama").save_pretrained(tmp_path / "source")  # its config says that they are not tied
+    file = tmp_path / "source" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["lm_head.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"source: lacks lm_head\.weight"):
+        mote.pack(tmp_path / "source", tmp_path / "out", head="int8")
+
+
 def test_nonsense_is_refused_and_nothing_changes(tiny, tmp_path):
     model = tiny("llama")
     with pytest.raises(FormatError, match="attention='int5'"):

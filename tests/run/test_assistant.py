@@ -1,11 +1,12 @@
 """Three lines open a checkpoint of any state and answer."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import mote
-from mote.errors import CheckpointError, DataError, MoteError, UnsupportedModelError
+from mote.errors import CheckpointError, DataError, EngineError, MoteError, UnsupportedModelError
 
 
 @pytest.mark.parametrize("family", ["aya_vision", "llava"])
@@ -69,6 +70,52 @@ def test_features_are_kept_on_disk_whoever_answers(checkpoints, picture, tmp_pat
     for root in checkpoints("llava")[1:]:
         mote.load(root, features=tmp_path / root.name).ask(picture, "What is this", max_new_tokens=1)
         assert any((tmp_path / root.name).rglob("*.*")), root.name
+
+
+def test_a_picture_in_the_cache_needs_no_tower(checkpoints, picture, tmp_path):
+    root = checkpoints("llava")[2]
+    expected = mote.load(root, features=tmp_path / "cache").picture(picture).embeddings
+    again = mote.load(root, features=tmp_path / "cache")
+    again.sight.fill([picture])
+    assert np.array_equal(again.picture(picture).embeddings, expected)
+    assert not hasattr(again.sight._parts, "vision_tower")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "other.png")
+    assert not np.array_equal(again.picture(tmp_path / "other.png").embeddings, expected)
+    assert hasattr(again.sight._parts, "vision_tower")
+    (note,) = (tmp_path / "cache" / "towers").iterdir()
+    note.write_text("../../elsewhere")  # what is no name of a cache is none
+    assert np.array_equal(mote.load(root, features=tmp_path / "cache").picture(picture).embeddings, expected)
+    assert (tmp_path / "cache" / note.read_text() / "index.txt").is_file()
+
+
+def test_a_tower_with_other_weights_has_its_own_cache(checkpoints, picture, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    root = checkpoints("llava")[2]
+    expected = mote.load(root, features=tmp_path / "cache").picture(picture).embeddings
+    tensors = load_file(root / "model.safetensors")
+    for name in tensors:
+        if "vision_tower" in name and name.endswith("fc1.weight"):
+            tensors[name] = tensors[name].flip(0).contiguous()
+    save_file(tensors, root / "model.safetensors", metadata={"format": "pt"})
+    found = mote.load(root, features=tmp_path / "cache").picture(picture).embeddings
+    assert not np.array_equal(found, expected)
+    assert np.array_equal(found, mote.load(root).picture(picture).embeddings)
+
+
+def test_the_tokens_of_a_large_vocabulary_are_not_looked_at(checkpoints, monkeypatch):
+    """The whole vocabulary only where there are more tokens than embeddings; one beyond them when it is asked for."""
+    root = checkpoints("llama")[2]
+    words = (root / "tokenizer.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr("mote.model.opening.check_processor", None)
+        assert mote.load(root).backend == "native"
+    (root / "tokenizer.json").write_text(words.replace('"What": 7', '"What": 700'))
+    with pytest.raises(EngineError, match="token 700 is not in the vocabulary"):
+        mote.load(root).ask(None, "What is this")
+    (root / "tokenizer.json").write_text(words.replace('"What": 7', '"What": 7, "more": 99, "most": 100'))
+    with pytest.raises(CheckpointError, match="it has token 100, the model 99 embeddings"):
+        mote.load(root)
 
 
 def test_the_engine_loads_no_language_model(checkpoints, picture, monkeypatch):

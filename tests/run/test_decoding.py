@@ -1,4 +1,4 @@
-"""The engine computes what transformers computes, with the same bits however it is asked."""
+"""The engine computes what transformers computes."""
 
 import shutil
 from typing import Any
@@ -10,12 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import mote
 from mote.checkpoint.shards import Checkpoint
-from mote.errors import CancelledError, EngineError
-from mote.kernels.abi import KV_TOKENS
+from mote.errors import EngineError
 from mote.model.opening import open_config, open_model
 from mote.run.compare import compare
 from mote.run.decoding import Decoding
-from mote.run.picture import Picture
 from mote.run.weights import Weights
 
 IDS = torch.randint(3, 90, (90,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -101,58 +99,6 @@ def test_norms_over_heads(tmp_path: Any) -> None:
     assert close(all_logits(decoding(tmp_path / "m"), IDS), plain_logits(tmp_path / "m", IDS), 1e-5)
 
 
-def test_bits_do_not_depend_on_company_cut_threads_or_forks(checkpoints: Any) -> None:
-    packed = checkpoints("llava", initialise="random")[2]
-    expected = all_logits(decoding(packed), IDS)
-    for threads in (2, 3):
-        assert np.array_equal(all_logits(decoding(packed, threads=threads), IDS), expected)
-    for chunk in (1, 7, KV_TOKENS, 89):
-        assert np.array_equal(all_logits(decoding(packed, chunk=chunk), IDS), expected)
-    engine = decoding(packed)
-    sequences = [engine.sequence() for _ in range(3)]
-    for sequence, start in zip(sequences, (0, 3, 40), strict=True):
-        engine.add(sequence, [*IDS[start:], *IDS[:start]])
-    lengths = [sequence.num_waiting for sequence in sequences]
-    batched = engine.forward(sequences, lengths)
-    assert np.array_equal(batched[0], expected)
-    for cut in (KV_TOKENS, KV_TOKENS + 5):
-        forked = sequences[0].fork(cut)
-        for place, token in enumerate(IDS[cut : cut + 6]):
-            forked.append(token)
-            sequences[1].append(token)  # the company goes on from elsewhere
-            assert np.array_equal(engine.step([sequences[1], forked])[1], expected[cut + place])
-        engine.free(forked)
-
-
-def test_both_sides_of_a_fork_go_on(checkpoints: Any) -> None:
-    engine = decoding(checkpoints("llama")[2])
-    first = engine.sequence()
-    engine.prefill(first, IDS[:40])
-    second = engine.fork(first)
-    first.append(5)
-    second.append(6)
-    engine.step([first, second])
-    for sequence, token in ((first, 5), (second, 6)):
-        sequence.append(7)
-        assert np.array_equal(engine.step([sequence])[0], all_logits(engine, [*IDS[:40], token, 7])[-1])
-
-
-def test_blocks_come_back(checkpoints: Any) -> None:
-    engine = decoding(checkpoints("llama")[2])
-    sequences = [engine.sequence() for _ in range(3)]
-    for sequence in sequences:
-        engine.prefill(sequence, IDS)
-    sequences.append(engine.fork(sequences[0]))
-    for sequence in sequences:
-        engine.free(sequence)
-        engine.free(sequence)
-    assert engine.pool.in_use == -(-len(IDS) // KV_TOKENS)  # what the prefix cache keeps
-    engine.prefixes.clear()
-    assert engine.pool.in_use == 0
-    with pytest.raises(EngineError, match="freed"):
-        sequences[0].append(1)
-
-
 def test_a_known_prefix_is_not_decoded_again(checkpoints: Any) -> None:
     packed = checkpoints("llama")[2]
     engine, expected = decoding(packed), all_logits(decoding(packed), IDS)
@@ -167,45 +113,16 @@ def test_a_known_prefix_is_not_decoded_again(checkpoints: Any) -> None:
     assert engine.reused == 50 + 70
 
 
-def test_a_picture_is_told_from_another_and_not_decoded_twice(checkpoints: Any) -> None:
-    engine = decoding(checkpoints("llava")[2], image_token_id=98)
-    generator = np.random.default_rng(0)
-    cat, dog = (Picture(d * 64, generator.normal(size=(40, 36)).astype(np.float32)) for d in "ab")
-    prompt = [1, *[98] * 40, 5, 6]
-    logits = [engine.prefill(engine.sequence(), prompt, [picture]) for picture in (cat, dog)]
-    assert not np.allclose(*logits)
-    before = engine.decoded
-    engine.prefill(engine.sequence(), [*prompt[:-1], 9], [cat])
-    assert engine.decoded - before == 1
-    with pytest.raises(EngineError, match="runs of"):
-        engine.prefill(engine.sequence(), [1, *[98] * 39, 5], [cat])
-    with pytest.raises(EngineError, match="runs of"):
-        engine.prefill(engine.sequence(), prompt, [cat, dog])
-
-
-def test_cancelling_leaves_the_engine_usable(checkpoints: Any) -> None:
-    engine = decoding(checkpoints("llama")[2])
-    expected = all_logits(engine, IDS)[-1]
-    sequence = engine.sequence()
-    engine.cancel()
-    with pytest.raises(CancelledError):
-        engine.prefill(sequence, IDS)
-    assert sequence.num_waiting == len(IDS)
-    assert np.array_equal(engine.step([sequence])[0], expected)
-
-
-def test_what_cannot_be_served_is_refused(checkpoints: Any) -> None:
-    engine = decoding(checkpoints("llama")[2], positions=50)
-    with pytest.raises(EngineError, match="50 positions"):
-        engine.prefill(engine.sequence(), IDS)
-    with pytest.raises(EngineError, match="vocabulary"):
-        engine.prefill(engine.sequence(), [3, 99])
-    with pytest.raises(EngineError, match="append some"):
-        engine.step([engine.sequence()])
-    sequence = engine.sequence()
-    sequence.append(3)
-    with pytest.raises(EngineError, match="twice"):
-        engine.step([sequence, sequence])
+def test_a_head_in_the_files_counts_whatever_config_says(tiny: Any, tmp_path: Any) -> None:
+    tiny("qwen2").save_pretrained(tmp_path / "m")
+    vectors = load_file(tmp_path / "m" / "model.safetensors")
+    tied = all_logits(decoding(tmp_path / "m"), IDS)
+    assert close(tied, plain_logits(tmp_path / "m", IDS), 1e-5)
+    vectors["lm_head.weight"] = vectors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(vectors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    untied = all_logits(decoding(tmp_path / "m"), IDS)
+    assert close(untied, plain_logits(tmp_path / "m", IDS), 1e-5)
+    assert not np.allclose(untied, tied)
 
 
 def test_routes_are_those_of_the_routers(checkpoints: Any) -> None:
@@ -225,6 +142,26 @@ def test_routes_are_those_of_the_routers(checkpoints: Any) -> None:
     assert (expert[0, :, 0] == expected[0].expert_Tk[:, 0].numpy()).all()
     assert np.allclose(gate[0, :, 0], expected[0].gate_Tk[:, 0].numpy(), rtol=1e-4)
     assert (expert[1] == -1).all()
+
+
+def test_traces_are_nested(checkpoints: Any) -> None:
+    engine = decoding(checkpoints("llama", initialise="random")[2])
+    sequence = engine.sequence()
+
+    def step() -> None:
+        sequence.append(5)
+        engine.step([sequence])
+
+    with engine.trace() as outer:
+        with engine.trace() as first:
+            step()
+        with engine.trace() as second:
+            pass
+        step()
+        with engine.trace() as third:
+            step()
+    assert [[route.start for route in routes] for routes in (outer, first, second, third)] == [[0, 1, 2], [0], [], [2]]
+    assert outer[0] != outer[1]  # told apart by identity, not by arrays
 
 
 def test_comparison_with_transformers_sees_other_routes(checkpoints: Any, tmp_path: Any) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import mote
+from mote.data.conversation import Conversation, Turn
+from mote.data.render import Renderer
 from mote.errors import EngineError
 from mote.run.engine import Engine
 from mote.run.sampling import Sampler, Sampling, log_softmax
@@ -39,15 +41,56 @@ def test_greedy_answer_with_logprobs_and_times(engine: Engine, picture: Any) -> 
 
 
 def test_a_second_question_sees_the_picture_no_second_time(engine: Engine, picture: Any) -> None:
-    """32 tokens make a block, the least that is kept: a longer question before the one that differs."""
-    padding = " ".join(["word9"] * 40)
-    first = engine.answer(picture, f"{padding} What", max_new_tokens=1)
+    """The prompt begins with two tokens and the picture's four; three words are the same in both questions."""
+    first = engine.answer(picture, "What is this word3", max_new_tokens=1)
     seen, before = engine.sight.seconds, engine.decoded
-    second = engine.answer(picture, f"{padding} is this", max_new_tokens=1)
+    second = engine.answer(picture, "What is this word4 word5", max_new_tokens=1)
     assert engine.sight.seconds == seen
-    assert second.reused_tokens > 40
-    assert engine.decoded - before == second.prompt_tokens - second.reused_tokens < 10
+    assert second.reused_tokens == 9
+    assert engine.decoded - before == second.prompt_tokens - second.reused_tokens
     assert first.reused_tokens == 0
+
+
+def test_the_last_position_ends_an_answer(engine: Engine, picture: Any) -> None:
+    whole = engine.answer(picture, "What is this", max_new_tokens=8)
+    engine.positions = whole.prompt_tokens + 3
+    answer = engine.answer(picture, "What is this", max_new_tokens=8)
+    assert answer.finish == "length"
+    assert answer.tokens == whole.tokens[:4]  # what follows the last position is known, and cannot be read
+    engine.positions = whole.prompt_tokens
+    assert engine.answer(picture, "What is this", max_new_tokens=8).tokens == whole.tokens[:1]
+    engine.positions -= 1
+    with pytest.raises(EngineError, match=f"a text of {whole.prompt_tokens} tokens"):
+        engine.ask(picture, "What is this")
+
+
+def test_a_question_is_rendered_once(engine: Engine, picture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.ask(picture, "What is this", max_new_tokens=1)  # with the token that ends a turn
+    rendered: list[str] = []
+    real = Renderer._pieces
+
+    def pieces(renderer: Renderer, turns: Any, conversation: Any) -> Any:
+        rendered.append(turns[-1].question)
+        return real(renderer, turns, conversation)
+
+    monkeypatch.setattr(Renderer, "_pieces", pieces)
+    engine.ask(picture, "is this word4", max_new_tokens=1)
+    assert rendered == ["is this word4"]
+
+
+def test_prompt_and_answer_are_those_of_two_renderings(engine: Engine, picture: Any) -> None:
+    prompter = engine.prompter
+    first, second = (Turn(question=f"What is word{n}", answer=f"word{n} word9") for n in (3, 4))
+    for conversation in (
+        Conversation(id="two", image=picture, turns=(first, second)),
+        Conversation(id="one", image=None, turns=(second,)),
+    ):
+        count = 4 if conversation.image else 0
+        prompt, answer = prompter.both(conversation, count)
+        assert prompt == prompter.prompt(conversation, count)
+        assert prompter.text(answer) == "word4 word9"
+        assert answer[-1] == 2
+        assert prompter.ends(conversation, count) == {2}
 
 
 def test_sampling_is_reproducible_and_follows_the_seed(engine: Engine, picture: Any) -> None:

@@ -140,15 +140,16 @@ class _Packer:
 def _tie(source: Checkpoint) -> tuple[bool, str]:
     """(whether the head is the embedding, name of a tensor that repeats it or "").
 
-    A head that is not in the files is the embedding. One that is may still be tied, by a config whose default says so
-    and which some writers then leave out: transformers' class knows. Raises CheckpointError when config says tied and
-    the two differ.
+    A head that is in the files may still be tied, by a config whose default says so and which some writers then leave
+    out: transformers' class knows. Raises CheckpointError when config says tied and the two differ, or untied and there
+    is no head.
     """
+    tied = bool(getattr(open_config(source), "tie_word_embeddings", False))
     head = next((name for name in source.tensors if name == "lm_head.weight" or name.endswith(".lm_head.weight")), "")
-    if not head:
-        return True, ""
-    if not getattr(open_config(source), "tie_word_embeddings", False):
-        return False, ""
+    if not head and not tied:
+        raise CheckpointError(f"{source.root}: lacks lm_head.weight, which config.json asks for; fetch it again")
+    if not head or not tied:
+        return tied, ""
     table = next((name for name in source.tensors if name.endswith("embed_tokens.weight")), "")
     if not table or not torch.equal(source.read(head), source.read(table)):
         raise CheckpointError(

@@ -18,6 +18,8 @@ from mote.kernels.abi import KV_TOKENS
 
 KEPT_BYTES = 512 << 20
 """Of keys and values of kept prefixes."""
+FEWEST = 8
+"""Tokens in common that are worth a fork, which copies a block: decoding them would read all weights."""
 
 Keys = NDArray[np.int64]
 """One number for each token: its id, or for a picture's token a negative number made of the picture's hash and its
@@ -113,8 +115,14 @@ class Sequence:
 
     def reserve(self, tokens: int) -> None:
         """Takes blocks for `tokens` more than there are."""
-        while len(self.blocks) * KV_TOKENS < self.length + tokens:
+        while len(self.blocks) < _blocks(self.length + tokens):
             self.blocks.append(self.pool.take())
+
+    def abandon(self) -> None:
+        """Forgets what waits, and gives back blocks that were taken for it: the sequence ends with what is decoded."""
+        self.waiting = []
+        while len(self.blocks) > _blocks(self.length):
+            self.pool.give_back(self.blocks.pop())
 
     def advance(self, tokens: int) -> None:
         """The first `tokens` waiting ones are decoded."""
@@ -129,9 +137,14 @@ class Sequence:
         self.keys = np.concatenate(done)
 
     def fork(self, tokens: int | None = None) -> "Sequence":
-        """A sequence that starts with the first `tokens` decoded ones of this (default: all); nothing waits in it."""
+        """A sequence that starts with the first `tokens` decoded ones of this (default: all); nothing waits in it.
+
+        Raises EngineError for more than are decoded.
+        """
         self.check()
         count = self.length if tokens is None else tokens
+        if not 0 <= count <= self.length:
+            raise EngineError(f"fork of {count} tokens from a sequence of {self.length}; take what is decoded, or step")
         full = count // KV_TOKENS
         blocks = [self.pool.share(block) for block in self.blocks[:full]]
         if count % KV_TOKENS:
@@ -146,17 +159,17 @@ class Sequence:
 
 
 class Prefixes:
-    """The sequences that were decoded last, to start others from. entries, tokens: how much is kept at most; tokens
-    that would take more than KEPT_BYTES in blocks of `size` are fewer."""
+    """The sequences that were decoded last, to start others from. entries, tokens: how much is kept at most, in whole
+    blocks; blocks of `size` bytes that would take more than KEPT_BYTES are fewer."""
 
     def __init__(self, size: int, entries: int = 8, tokens: int = 8192) -> None:
         self._entries = entries
-        self._tokens = min(tokens, KEPT_BYTES // size * KV_TOKENS)
+        self._most = min(tokens // KV_TOKENS, KEPT_BYTES // size)
         self._kept: OrderedDict[bytes, Sequence] = OrderedDict()
 
     def longest(self, keys: Keys) -> Sequence | None:
-        """A fork of what is common with a kept sequence, all but the last token at most; None without a full block."""
-        best, chosen = KV_TOKENS - 1, None
+        """A fork of what is common with a kept sequence, all but the last token at most; None below FEWEST tokens."""
+        best, chosen = FEWEST - 1, None
         for name, kept in self._kept.items():
             common = _common(kept.keys, keys[:-1])
             if common > best:
@@ -167,8 +180,9 @@ class Prefixes:
         return self._kept[chosen].fork(best)
 
     def keep(self, sequence: Sequence) -> None:
-        """Remembers what is decoded of `sequence`, in the place of what it continues."""
-        if sequence.length < KV_TOKENS:
+        """Remembers what is decoded of `sequence`, in the place of what it continues; nothing that is too short to be
+        of use, or so long that all else would have to go."""
+        if sequence.length < FEWEST or _blocks(sequence.length) > self._most:
             return
         for name, kept in list(self._kept.items()):
             common = _common(kept.keys, sequence.keys)
@@ -178,7 +192,7 @@ class Prefixes:
             if common == kept.length:
                 self._kept.pop(name).free()
         self._kept[sequence.keys.tobytes()] = sequence.fork()
-        while len(self._kept) > self._entries or sum(kept.length for kept in self._kept.values()) > self._tokens:
+        while len(self._kept) > self._entries or sum(len(kept.blocks) for kept in self._kept.values()) > self._most:
             self._kept.popitem(last=False)[1].free()
 
     def clear(self) -> None:
@@ -190,6 +204,11 @@ class Prefixes:
 def picture_keys(digest: str, count: int) -> Keys:
     """Keys of a picture's tokens: negative, of the first 47 bits of its hash and the place. digest: hex."""
     return -((np.int64(int(digest[:12], 16) >> 1) << np.int64(15)) + np.arange(count, dtype=np.int64)) - 1
+
+
+def _blocks(tokens: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // KV_TOKENS)
 
 
 def _common(a: Listed[int] | Keys, b: Listed[int] | Keys) -> int:

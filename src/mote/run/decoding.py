@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mote.errors import EngineError, UnsupportedModelError
+from mote.errors import CancelledError, EngineError, UnsupportedModelError
 from mote.kernels import decoder as native
 from mote.kernels.abi import PARTS
 from mote.run.cache import Piece, Pool, Prefixes, Sequence, picture_keys
@@ -32,7 +32,7 @@ CHUNK = 256
 """Tokens of one native call: bounds the memory of a long prompt, and how long a cancellation takes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Routes:
     """The routes of one native call's tokens of one sequence.
 
@@ -96,27 +96,28 @@ class Decoding:
         images: as many as there are runs of the image token in ids, each run as long as the picture's embeddings; files
         or what `Engine.picture` gave. What the text has in common with one that was prefilled before is not decoded
         again. Raises EngineError (too long, freed, pictures and image tokens that do not match), CancelledError; then
-        the sequence ends with what was decoded.
+        the sequence ends with what was decoded, and nothing waits in it.
         """
         self.add(sequence, ids, images)
-        logits = self.step([sequence])[0]
+        try:
+            logits = self.step([sequence])[0]
+        except BaseException:
+            sequence.abandon()
+            raise
         self.prefixes.keep(sequence)
         return logits
 
     def step(self, sequences: Listed[Sequence]) -> Floats:
-        """Decodes what waits in each sequence (`Sequence.append`): logits fp32 [sequences, V] after its last token."""
-        return np.stack([rows[-1] for rows in self.forward(sequences, [1] * len(sequences))])
+        """Decodes what waits in each sequence (`Sequence.append`): logits fp32 [sequences, V] after its last token.
+
+        After CancelledError what was not decoded still waits, so that the same step may be taken again.
+        """
+        return self._decode(sequences, [1] * len(sequences))
 
     def forward(self, sequences: Listed[Sequence], keep: Listed[int]) -> list[Floats]:
-        """Decodes what waits in each sequence, and gives the logits [keep, V] of the last `keep` tokens of each."""
-        self._check(sequences, keep)
-        kept: list[list[Floats]] = [[] for _ in sequences]
-        for call in self._calls(sequences):
-            rows, owners = self._rows(sequences, call, keep)
-            logits = self._call([(sequences[i], count) for i, count in call], rows)
-            for row, owner in zip(logits, owners, strict=True):
-                kept[owner].append(row)
-        return [np.stack(rows) if rows else np.empty((0, self.vocabulary), np.float32) for rows in kept]
+        """As `step`, with the logits [keep, V] of the last `keep` tokens of each sequence."""
+        logits, stops = self._decode(sequences, keep), np.cumsum([0, *keep])
+        return [logits[start:stop] for start, stop in pairwise(stops)]
 
     def fork(self, sequence: Sequence) -> Sequence:
         """A second sequence with the same past; both may go on, and each is freed."""
@@ -127,7 +128,11 @@ class Decoding:
         sequence.free()
 
     def cancel(self) -> None:
-        """Ends the call in progress, or the next one, with CancelledError; for any thread."""
+        """Ends the call in progress, or else the next one, with CancelledError; for any thread.
+
+        A call that is past its last layer returns, and the one after it ends. A question takes a cancellation that came
+        too late to end it with it (`Engine.prefilled`).
+        """
         self._cancel.value = 1
 
     def picture(self, path: str | PathLike[str]) -> Picture:
@@ -144,11 +149,12 @@ class Decoding:
         try:
             yield collected
         finally:
-            self._traces.remove(collected)
+            self._traces = [trace for trace in self._traces if trace is not collected]  # equal ones are others
 
     def add(self, sequence: Sequence, ids: Listed[int], images: Listed[str | PathLike[str] | Picture] = ()) -> None:
         """What `prefill` does before it decodes: `ids` wait in `sequence`, behind a kept prefix if it was empty."""
         sequence.check()
+        self._check_length(sequence, len(ids))
         pieces = self._pieces(ids, [i if isinstance(i, Picture) else self.picture(i) for i in images])
         fresh = sequence.length == 0 and not sequence.waiting
         sequence.waiting += pieces
@@ -166,9 +172,7 @@ class Decoding:
         keys = np.asarray(ids, dtype=np.int64).reshape(-1)
         if keys.size and not (keys.min() >= 0 and keys.max() < self.weights.embedding.rows):
             raise EngineError(f"token {keys.max() if keys.min() >= 0 else keys.min()} is not in the vocabulary")
-        if not pictures:
-            return [Piece(keys)] if keys.size else []
-        seen = keys == self.image_token_id
+        seen = keys == (-1 if self.image_token_id is None else self.image_token_id)
         bounds = np.flatnonzero(np.diff(seen, prepend=~seen[:1], append=~seen[-1:]))
         runs = [(int(a), int(b)) for a, b in pairwise(bounds)]
         slots = [b - a for a, b in runs if seen[a]]
@@ -192,10 +196,25 @@ class Decoding:
                 raise EngineError(
                     f"{waiting} tokens wait in a sequence, logits of {rows} are wanted; append some first"
                 )
-            if sequence.length + waiting > self.positions:
-                raise EngineError(
-                    f"{sequence.length + waiting} tokens, and the model has {self.positions} positions; ask for less"
-                )
+            self._check_length(sequence)
+
+    def _check_length(self, sequence: Sequence, more: int = 0) -> None:
+        """Raises EngineError when what a sequence holds, and `more` tokens, are more than the model has positions."""
+        tokens = sequence.length + sequence.num_waiting + more
+        if tokens > self.positions:
+            raise EngineError(f"a text of {tokens} tokens, and the model has {self.positions} positions; shorten it")
+
+    def _decode(self, sequences: Listed[Sequence], keep: Listed[int]) -> Floats:
+        """Logits [sum of keep, V], sequence after sequence. Those of a single native call are not copied."""
+        self._check(sequences, keep)
+        found = []
+        for call in self._calls(sequences):
+            rows = self._rows(sequences, call, keep)
+            logits = self._call([(sequences[i], count) for i, count in call], rows)
+            found += [logits] if rows else []
+        if len(found) == 1:
+            return found[0]
+        return np.concatenate(found) if found else np.empty((0, self.vocabulary), np.float32)
 
     def _calls(self, sequences: Listed[Sequence]) -> Iterator[list[tuple[int, int]]]:
         """Native calls as (sequence, tokens): as many as fit a chunk, sequences in order."""
@@ -213,20 +232,15 @@ class Decoding:
         if call:
             yield call
 
-    def _rows(
-        self, sequences: Listed[Sequence], call: list[tuple[int, int]], keep: Listed[int]
-    ) -> tuple[list[int], list[int]]:
-        """Tokens of the call whose logits are wanted, and the sequence of each."""
+    def _rows(self, sequences: Listed[Sequence], call: list[tuple[int, int]], keep: Listed[int]) -> list[int]:
+        """Tokens of the call whose logits are wanted."""
         rows: list[int] = []
-        owners: list[int] = []
         start = 0
         for index, count in call:
             first = max(0, sequences[index].num_waiting - keep[index])  # waiting tokens before the kept ones
-            wanted = range(start + first, start + count)
-            rows += wanted
-            owners += [index] * len(wanted)
+            rows += range(start + first, start + count)
             start += count
-        return rows, owners
+        return rows
 
     def _call(self, call: list[tuple[Sequence, int]], rows: list[int]) -> Floats:
         x = np.concatenate([self._embed(sequence, count) for sequence, count in call])
@@ -246,8 +260,10 @@ class Decoding:
                 cancel=self._cancel,
                 nanoseconds=self.nanoseconds,
             )
+        except CancelledError:
+            self._cancel.value = 0  # here alone: one that came after the last layer is for the next call
+            raise
         finally:
-            self._cancel.value = 0
             self.native_seconds += time.perf_counter() - begun
         self.decoded += len(x)
         place = 0

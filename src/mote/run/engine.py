@@ -28,7 +28,7 @@ from mote.run.cache import Sequence as Text
 from mote.run.decoding import Decoding
 from mote.run.families import why_not
 from mote.run.generate import Answer, Token, generate
-from mote.run.picture import Sight
+from mote.run.picture import Picture, Sight
 from mote.run.prompt import Prompter
 from mote.run.sampling import Sampling
 from mote.run.weights import Weights
@@ -118,20 +118,28 @@ class Engine(Decoding):
     def prefilled(
         self, conversation: Conversation, seconds: dict[str, float] | None = None
     ) -> Iterator[tuple[Text, Any, set[int]]]:
-        """(sequence, logits after the prompt, tokens that end the answer) of a conversation; freed afterwards."""
-        sight, begun = self.sight, time.perf_counter()
-        loaded = sight.loading if sight is not None else 0.0
-        pictures = [] if conversation.image is None else [self.picture(conversation.image)]
-        if seconds is not None and sight is not None:
-            seconds["tower_loading"] = sight.loading - loaded
-            seconds["seeing"] = time.perf_counter() - begun - seconds["tower_loading"]
-        count = sum(len(picture.embeddings) for picture in pictures)
+        """(sequence, logits after the prompt, tokens that end the answer) of a conversation; freed afterwards.
+
+        A cancellation that came too late to end this question is forgotten with it.
+        """
         sequence = self.sequence()
         try:
+            pictures = [] if conversation.image is None else [self._seen(conversation.image, seconds)]
+            count = sum(len(picture.embeddings) for picture in pictures)
             logits = self.prefill(sequence, self.prompter.prompt(conversation, count), pictures)
             yield sequence, logits, self.prompter.ends(conversation, count)
         finally:
             self.free(sequence)
+            self._cancel.value = 0
+
+    def _seen(self, image: Path, seconds: dict[str, float] | None) -> Picture:
+        """The picture in the file `image`; the time that it took goes into `seconds`."""
+        loaded, begun = 0.0 if self.sight is None else self.sight.loading, time.perf_counter()
+        picture = self.picture(image)
+        if seconds is not None and self.sight is not None:
+            seconds["tower_loading"] = self.sight.loading - loaded
+            seconds["seeing"] = time.perf_counter() - begun - seconds["tower_loading"]
+        return picture
 
 
 def open_engine(
@@ -153,7 +161,7 @@ def open_engine(
     begun = time.perf_counter()
     from transformers import AutoProcessor  # noqa: F401  so that its time is told from that of reading
 
-    from mote.model.opening import check_processor, open_config, open_processor_files
+    from mote.model.opening import open_config, open_processor_files
 
     checkpoint = Checkpoint.open(directory)
     if checkpoint.state == "upcycled":
@@ -172,7 +180,7 @@ def open_engine(
     mapped = time.perf_counter()
     image_token = next((getattr(config, n) for n in IMAGE_TOKENS if getattr(config, n, None) is not None), None)
     processor = open_processor_files(checkpoint.root)
-    check_processor(checkpoint.root, processor, weights.embedding.rows, image_token)
+    _check_tokens(checkpoint.root, processor, weights.embedding.rows, image_token)
     eyes = image_token is not None and hasattr(processor, "image_processor")
     read = time.perf_counter()
     engine = Engine(
@@ -185,6 +193,16 @@ def open_engine(
     )
     engine.opening = {"imports": imported - begun, "weights": mapped - imported, "processor": read - mapped}
     return engine
+
+
+def _check_tokens(root: Path, processor: Any, rows: int, image: int | None) -> None:
+    """`check_processor`, which takes a while for a large vocabulary, unless the number of tokens says enough: a single
+    id beyond the embeddings is refused where a prompt holds it."""
+    from mote.model.opening import check_processor
+
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if len(tokenizer) > rows or (image is not None and tokenizer.convert_ids_to_tokens(image) is None):
+        check_processor(root, processor, rows, image)
 
 
 def _ends(checkpoint: Checkpoint, config: Any) -> Any:

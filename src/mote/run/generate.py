@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mote.errors import EngineError
 from mote.run.cache import Sequence as Text
-from mote.run.sampling import Sampler, Sampling, log_softmax
+from mote.run.sampling import Sampler, Sampling, log_probability
 
 if TYPE_CHECKING:
     from mote.run.engine import Engine
@@ -61,7 +61,8 @@ def generate(
     """Continues `sequence` after `logits` fp32 [V], those of its last token, as a stream.
 
     ends: tokens that end the text. stop: strings that end it, which are not part of it. decode: ids to text; without
-    it texts are empty. Raises EngineError when the model has no positions left, CancelledError after `Engine.cancel`.
+    it texts are empty. The model's last position ends it as max_tokens does. Raises CancelledError after
+    `Engine.cancel`.
     """
     if max_tokens < 1 or (stop and decode is None) or "" in stop:
         raise EngineError("generate: max_tokens must be at least 1, and stop strings need text that is not empty")
@@ -69,13 +70,14 @@ def generate(
     said = _Said(stop)
     while True:
         token = sampler(logits)
-        logprob = float(log_softmax(logits)[token])
+        logprob = log_probability(logits, token)
         if token in final:
             yield Token(token, said.rest(), logprob, "end")
             return
         ids.append(token)
         certain = said.hear(decode(ids)) if decode is not None else ""
-        finish: Finish | None = "stop" if said.stopped else "length" if len(ids) == max_tokens else None
+        full = len(ids) == max_tokens or sequence.length + sequence.num_waiting >= engine.positions
+        finish: Finish | None = "stop" if said.stopped else "length" if full else None
         yield Token(token, certain + (said.rest() if finish == "length" else ""), logprob, finish)
         if finish is not None:
             return

@@ -1,7 +1,8 @@
 """Pictures as the decoder sees them: vision tower and connector in torch, their output kept by the picture's hash.
 
-Only these two are loaded, and only when a picture is shown that is not known yet. The language model's weights never
-become torch tensors. Where the processor has no bf16 arithmetic, both compute in fp32.
+Only these two are loaded, and only when a picture is shown that is not known yet; the tower only when the cache on disk
+lacks it too. The language model's weights never become torch tensors. Where the processor has no bf16 arithmetic, both
+compute in fp32.
 
 Shapes: P features of a picture, D their width, I image tokens, H hidden size.
 """
@@ -9,6 +10,8 @@ Shapes: P features of a picture, D their width, I image tokens, H hidden size.
 import importlib
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +22,10 @@ from numpy.typing import NDArray
 from mote.checkpoint.shards import Checkpoint
 from mote.data.images import picture_hash
 from mote.errors import CheckpointError, UnsupportedModelError
-from mote.run.families import EYES
+from mote.run.families import EYES, Eyes
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 KEPT = 16
@@ -71,7 +75,7 @@ class Sight:
     def fill(self, paths: list[Path]) -> None:
         """Runs the tower on pictures that the cache on disk lacks, several at a time; nothing without one."""
         if self._folder is not None:
-            self._load()
+            self._open()
             self._features.fill(paths)
 
     def forget(self) -> None:
@@ -83,55 +87,69 @@ class Sight:
 
         from mote.model.vision import connect
 
-        self._load()
-        begun = time.perf_counter()
+        self._open()
+        begun, loaded = time.perf_counter(), self.loading
         with torch.no_grad():
             features: Tensor = self._features([path])
             if self.blind:
                 features = torch.zeros_like(features)
             embeddings = connect(self._parts, features)[0].float().contiguous().numpy()
-        self.seconds += time.perf_counter() - begun
+        self.seconds += time.perf_counter() - begun - (self.loading - loaded)
         return Picture("0" * 64 if self.blind else digest, embeddings)
 
-    def _load(self) -> None:
+    def _open(self) -> None:
+        """Loads the connector, and the tower where nobody has noted which cache is its."""
         if self._features is not None:
             return
+        from torch import nn
+
         from mote.model.features import PictureFeatures
 
+        self._parts = nn.Module()
+        self._parts.config = self._config
+        with self._timed():
+            self._parts.multi_modal_projector = load_connector(self._checkpoint, self._config)
+        files = f"{_stamps(self._checkpoint, self._config)} {_dtype()}"
+        self._features = PictureFeatures(
+            self._parts, self._processor, self._folder, load_tower=self._load_tower, files=files
+        )
+
+    def _load_tower(self) -> None:
+        if not hasattr(self._parts, "vision_tower"):
+            with self._timed():
+                self._parts.vision_tower = load_tower(self._checkpoint, self._config)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         begun = time.perf_counter()
-        self._parts = load_parts(self._checkpoint, self._config)
-        self._features = PictureFeatures(self._parts, self._processor, self._folder)
-        self.loading = time.perf_counter() - begun
+        yield
+        self.loading += time.perf_counter() - begun
 
 
-def load_parts(checkpoint: Checkpoint, config: Any) -> "nn.Module":
-    """A module with `.vision_tower`, `.multi_modal_projector` and `.config`, in eval mode, from the checkpoint's files.
-
-    Raises CheckpointError when tensors are missing or left over, UnsupportedModelError for a model without eyes.
-    """
-    import torch
-    from torch import nn
+def load_tower(checkpoint: Checkpoint, config: Any) -> "nn.Module":
+    """The vision tower in eval mode, from the checkpoint's files. Raises CheckpointError when tensors are missing."""
     from transformers import AutoModel
 
-    from mote.model.precision import computes_in_bf16
-
-    if config.model_type not in EYES:
-        raise UnsupportedModelError(
-            f"{checkpoint.root}: {config.model_type} has no vision tower; leave the picture out"
-        )
-    eyes = EYES[config.model_type]
-    dtype = torch.bfloat16 if computes_in_bf16(torch.device("cpu")) else torch.float32
     tower_class = AutoModel._model_mapping[type(config.vision_config)]
     tower, found = tower_class.from_pretrained(
         None,
         config=config.vision_config,
-        state_dict=_tensors(checkpoint, eyes.tower_prefixes),
+        state_dict=_tensors(checkpoint, _eyes(checkpoint, config).tower_prefixes),
         output_loading_info=True,
-        dtype=dtype,
+        dtype=_dtype(),
     )
     missing = sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"]))
     if missing:
         raise CheckpointError(f"{checkpoint.root}: the vision tower lacks {missing[0]!r}; fetch the checkpoint again")
+    return tower.eval()
+
+
+def load_connector(checkpoint: Checkpoint, config: Any) -> "nn.Module":
+    """The connector in fp32 and eval mode, from the checkpoint's files.
+
+    Raises CheckpointError when tensors are missing or left over, UnsupportedModelError for a model without eyes.
+    """
+    eyes = _eyes(checkpoint, config)
     module, name = eyes.connector
     connector = getattr(importlib.import_module(module), name)(config)
     try:
@@ -139,16 +157,41 @@ def load_parts(checkpoint: Checkpoint, config: Any) -> "nn.Module":
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint.root}: connector: {reason}; fetch the checkpoint again") from None
-    parts = nn.Module()
-    parts.vision_tower = tower
-    parts.multi_modal_projector = connector.float()
-    parts.config = config
-    return parts.eval()
+    return connector.float().eval()
+
+
+def _eyes(checkpoint: Checkpoint, config: Any) -> Eyes:
+    if config.model_type not in EYES:
+        raise UnsupportedModelError(
+            f"{checkpoint.root}: {config.model_type} has no vision tower; leave the picture out"
+        )
+    return EYES[config.model_type]
+
+
+def _dtype() -> "torch.dtype":
+    """Of the tower's weights."""
+    import torch
+
+    from mote.model.precision import computes_in_bf16
+
+    return torch.bfloat16 if computes_in_bf16(torch.device("cpu")) else torch.float32
+
+
+def _stamps(checkpoint: Checkpoint, config: Any) -> str:
+    """Path, size and time of each file with a part of the tower: other content has another stamp."""
+    names = _names(checkpoint, _eyes(checkpoint, config).tower_prefixes).values()
+    paths = sorted({(checkpoint.root / checkpoint.info(name).shard).resolve() for name in names})
+    return str([(str(path), (found := path.stat()).st_size, found.st_mtime_ns) for path in paths])
 
 
 def _tensors(checkpoint: Checkpoint, prefixes: tuple[str, ...]) -> "dict[str, Tensor]":
+    return {inside: checkpoint.read(name) for inside, name in _names(checkpoint, prefixes).items()}
+
+
+def _names(checkpoint: Checkpoint, prefixes: tuple[str, ...]) -> dict[str, str]:
+    """Name inside of a module -> name in the files, of the first of `prefixes` that there is."""
     for prefix in prefixes:
         found = [name for name in checkpoint.tensors if name.startswith(prefix)]
         if found:
-            return {name.removeprefix(prefix): checkpoint.read(name) for name in found}
+            return {name.removeprefix(prefix): name for name in found}
     raise CheckpointError(f"{checkpoint.root}: holds no tensor under {' or '.join(prefixes)}; fetch it again")

@@ -20,6 +20,7 @@ class Prompter:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._image_token_id = image_token_id
         self._ends = set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        self._end_of_turn: int | None = None
 
     def question(self, image: Path | None, text: str) -> Conversation:
         """One question as a conversation, whose prompt ends where the answer would begin."""
@@ -38,14 +39,21 @@ class Prompter:
 
     def answer(self, conversation: Conversation, num_image_tokens: int) -> tuple[int, ...]:
         """Token ids of the last answer and its end of turn; the template may go on after that (a line break)."""
-        rendering = self.renderer(num_image_tokens)
-        whole, start = rendering.render(conversation), len(rendering.prompt(conversation).ids)
-        end = max(place for place, scored in enumerate(whole.loss_mask) if scored) + 1
-        return whole.ids[start:end]
+        return self.both(conversation, num_image_tokens)[1]
+
+    def both(self, conversation: Conversation, num_image_tokens: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What `prompt` and `answer` give, from one rendering."""
+        whole = self.renderer(num_image_tokens).render(conversation)
+        end = len(whole) - whole.loss_mask[::-1].index(True)
+        start = end - whole.loss_mask[:end][::-1].index(False)  # a question stands before every answer
+        return whole.ids[:start], whole.ids[start:end]
 
     def ends(self, conversation: Conversation, num_image_tokens: int) -> set[int]:
-        """Tokens that end an answer: the template's end of turn, and the generation config's."""
-        return {self.answer(conversation, num_image_tokens)[-1], *self._ends}
+        """Tokens that end an answer: the template's end of turn, which is the same for every conversation and rendered
+        once, and the generation config's."""
+        if self._end_of_turn is None:
+            self._end_of_turn = self.answer(conversation, num_image_tokens)[-1]
+        return {self._end_of_turn, *self._ends}
 
     def text(self, ids: Sequence[int]) -> str:
         """Tokens as text, special ones left out."""

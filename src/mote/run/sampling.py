@@ -1,10 +1,10 @@
 """Which token comes next, and how likely it was.
 
     greedy     the largest logit, the lowest index among equals (temperature 0)
-    sampling   p = softmax(logits / temperature); the fewest most likely tokens whose p sums to top_p or more; one of
-               them by its share, from a generator of its own seed
+    sampling   p = softmax(logits / temperature); all tokens, or the fewest most likely ones whose p sums to top_p or
+               more; one of them by its share, from a generator of its own seed
 
-All in fp64, so that a sampled text depends on logits and seed only.
+Choices are made in fp64, so that a sampled text depends on logits and seed only.
 """
 
 from dataclasses import dataclass
@@ -40,11 +40,38 @@ class Sampler:
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         p = np.exp(log_softmax(logits.astype(np.float64) / self._sampling.temperature))
-        order = np.argsort(-p, kind="stable")
+        tokens = None if self._sampling.top_p == 1 else likeliest(p, self._sampling.top_p)
+        total = np.cumsum(p if tokens is None else p[tokens])
+        drawn = np.searchsorted(total, self._random.random() * total[-1], side="right")
+        place = min(drawn, np.searchsorted(total, total[-1]))  # a product that rounds up to the sum is the last's
+        return int(place if tokens is None else tokens[place])
+
+
+def likeliest(p: NDArray[np.float64], share: float) -> NDArray[np.int64]:
+    """The fewest tokens whose p [V] sums to `share` of the whole or more, likeliest first, the lowest index among
+    equals.
+
+    Only tokens that can be among them are sorted: those with less than (1 - share) / 2V of the whole make up less than
+    half of what may be left out.
+    """
+    whole = p.sum()
+    candidates = np.flatnonzero(~(p < (1 - share) * whole / (2 * p.size)))
+    while True:
+        order = candidates[np.argsort(-p[candidates], kind="stable")]
         total = np.cumsum(p[order])
-        kept = int(np.searchsorted(total, self._sampling.top_p * total[-1])) + 1
-        place = int(np.searchsorted(total[:kept], self._random.random() * total[kept - 1], side="right"))
-        return int(order[min(place, kept - 1)])
+        if candidates.size == p.size or total[-1] >= share * whole:
+            return order[: int(np.searchsorted(total, share * whole)) + 1]
+        candidates = np.arange(p.size)  # a share so close to 1 that the sums' rounding decides
+
+
+def log_probability(logits: NDArray[np.float32], token: int) -> float:
+    """Log-probability in nats of `token` under logits fp32 [V]: one number of `log_softmax`, to about 1e-6.
+
+    The exponentials are fp32, which is several times as fast; their sum is fp64.
+    """
+    largest = logits.max()
+    total = np.exp(logits - largest).sum(dtype=np.float64)
+    return float(np.float64(logits[token]) - np.float64(largest) - np.log(total))
 
 
 def log_softmax(logits: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from mote.data.conversation import Conversation
+from mote.errors import EngineError
 from mote.run.cache import Sequence as Text
 from mote.run.decoding import Routes
 from mote.run.engine import Engine
 from mote.run.picture import Picture
-from mote.run.sampling import log_softmax
+from mote.run.sampling import log_probability
 
 ROWS = 512
 """Rows of logits that are in memory at once."""
@@ -41,7 +42,8 @@ class Prepared:
 
 class EngineScorer:
     """Scores with an `Engine`. batch_tokens: tokens of the sequences that are decoded together. `progress` is called
-    with the number of requests that are done."""
+    with the number of requests that are done. Raises EngineError for a request that is longer than the model has
+    positions, and names it; an answer that is generated ends at the last position."""
 
     def __init__(self, engine: Engine, *, batch_tokens: int = 4096) -> None:
         self._engine = engine
@@ -62,6 +64,7 @@ class EngineScorer:
         """(log-probability in nats, whether greedy) of every request's last answer and its end of turn."""
         found: dict[int, tuple[float, bool]] = {}
         for batch in self._traced(self._batches(requests, lambda item: len(item.answer))):
+            self._check(batch, lambda item: len(item.prompt) + len(item.answer) - 1)  # the last one is not decoded
             prompts = self._prompts(batch)
             texts = [self._engine.fork(prompts[item.key][0]) for item in batch]
             try:
@@ -78,6 +81,7 @@ class EngineScorer:
         """Greedy answers, up to the end of turn or `max_tokens` tokens."""
         found: dict[int, str] = {}
         for batch in self._traced(self._batches(requests, lambda item: max_tokens)):
+            self._check(batch, lambda item: len(item.prompt))
             prompts = self._prompts(batch)
             try:
                 for item, ids in zip(batch, self._decode(prompts, batch, max_tokens), strict=True):
@@ -97,14 +101,17 @@ class EngineScorer:
     def _prepare(self, index: int, request: Conversation) -> Prepared:
         pictures = () if request.image is None else (self._engine.picture(Path(request.image)),)
         count = sum(len(picture.embeddings) for picture in pictures)
-        prompter = self._engine.prompter
-        return Prepared(
-            index=index,
-            request=request,
-            prompt=prompter.prompt(request, count),
-            answer=prompter.answer(request, count),
-            pictures=pictures,
-        )
+        prompt, answer = self._engine.prompter.both(request, count)
+        return Prepared(index=index, request=request, prompt=prompt, answer=answer, pictures=pictures)
+
+    def _check(self, batch: list[Prepared], tokens: Callable[[Prepared], int]) -> None:
+        """Raises EngineError when the model has fewer positions than a request needs `tokens`."""
+        for item in batch:
+            if tokens(item) > self._engine.positions:
+                raise EngineError(
+                    f"{item.request.where or item.request.id}: {tokens(item)} tokens, and the model has "
+                    f"{self._engine.positions} positions; shorten the row or leave it out"
+                )
 
     def _batches(self, requests: Sequence[Conversation], extra: Callable[[Prepared], int]) -> Iterator[list[Prepared]]:
         """Requests by picture and prompt, as many as `batch_tokens` holds. extra: tokens that follow a prompt."""
@@ -167,7 +174,7 @@ class EngineScorer:
                 for row in alive:
                     ids[row].append(tokens[row])
                     texts[row].append(tokens[row])
-                alive = [row for row in alive if len(ids[row]) < limit]
+                alive = [row for row in alive if len(ids[row]) < limit and texts[row].length < self._engine.positions]
                 if not alive:
                     break
                 for row, found in zip(alive, self._engine.step([texts[row] for row in alive]), strict=True):
@@ -190,14 +197,18 @@ class Loads:
 
     def add(self, routes: Sequence[Routes]) -> None:
         """Counts the tokens of a trace."""
-        for route in routes if self._layers else ():
-            tokens = route.expert.shape[1]
-            seen = (route.sequence.keys[route.start : route.start + tokens] < 0).astype(np.int64)
-            for place, layer in enumerate(self._layers):
-                for rank in range(route.expert.shape[2]):
-                    np.add.at(self._taken[:, place], (seen, route.expert[layer, :, rank]), 1)
-            self._gates += route.gate[list(self._layers)].sum(axis=(1, 2))
-            self._tokens += tokens
+        if not self._layers or not routes:
+            return
+        layers = list(self._layers)
+        keys = [route.sequence.keys[route.start : route.start + route.expert.shape[1]] for route in routes]
+        seen = np.concatenate(keys) < 0
+        experts = np.concatenate([route.expert[layers] for route in routes], axis=1)
+        # One count of (text or picture, layer, expert), as a single number.
+        row = seen[:, None] * len(layers) + np.arange(len(layers))[:, None, None]
+        taken = np.bincount((row * self._taken.shape[2] + experts).reshape(-1), minlength=self._taken.size)
+        self._taken += taken.reshape(self._taken.shape)
+        self._gates += sum(route.gate[layers].sum(axis=(1, 2), dtype=np.float64) for route in routes)
+        self._tokens += seen.size
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer with a mixture; see `EngineScorer.routing`."""
@@ -213,6 +224,7 @@ class Loads:
 
 
 def _likelihood(logits: np.ndarray, answer: Sequence[int]) -> tuple[float, bool]:
-    """Of `answer` (A tokens) under the logits [A, V] that predict each of them."""
-    chosen = log_softmax(logits)[np.arange(len(answer)), list(answer)]
-    return float(chosen.sum()), bool((logits.argmax(-1) == np.array(answer)).all())
+    """Of `answer` (A tokens) under the logits [A, V] that predict each of them; row by row, so that no copy of them is
+    made."""
+    logprob = sum(log_probability(row, token) for row, token in zip(logits, answer, strict=True))
+    return logprob, bool((logits.argmax(-1) == np.array(answer)).all())

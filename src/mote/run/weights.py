@@ -43,9 +43,9 @@ class Weights:
         self.top_k = 1
         self.stack = self._stack(self._family)
         text, hidden = self._text, int(self._text.hidden_size)
-        tied = bool(getattr(config, "tie_word_embeddings", False))
         self.embedding = self.matrix(f"{self.stack}{self._family.embedding}", int(text.vocab_size), hidden)
-        head = self.embedding if tied else self.matrix(self._head(), int(text.vocab_size), hidden)
+        name = self._head(tied=bool(getattr(config, "tie_word_embeddings", False)))
+        head = self.matrix(name, int(text.vocab_size), hidden) if name else self.embedding
         frequencies, factor = rope(text)
         if frequencies.numel() * 2 != head_dim(text):
             raise UnsupportedModelError("rotary positions that turn a part of each head")
@@ -127,11 +127,15 @@ class Weights:
                 return stack
         raise CheckpointError(f"{self._checkpoint.root}: no decoder layers under {', '.join(STACKS)}; fetch it again")
 
-    def _head(self) -> str:
+    def _head(self, *, tied: bool) -> str:
+        """The head's name, or "" for the embedding: where there is a head it counts, whatever config.json says, as in
+        transformers."""
         names = self._checkpoint.tensors
         for head in HEADS:
             if f"{head}.weight" in names or f"{head}.packed" in names:
                 return head
+        if tied:
+            return ""
         raise CheckpointError(f"{self._checkpoint.root}: lacks lm_head.weight, which config.json asks for")
 
     def _layer(self, index: int) -> Layer:
