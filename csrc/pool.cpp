@@ -27,6 +27,23 @@ inline void pause() {
 #endif
 }
 
+// Rounding and the treatment of denormals belong to a thread: a helper takes its caller's, so that bits do not depend on
+// who runs a task (torch.set_flush_denormal changes them).
+#if defined(__x86_64__) || defined(__i386__)
+inline uint64_t float_mode() { return __builtin_ia32_stmxcsr(); }
+inline void set_float_mode(uint64_t mode) { __builtin_ia32_ldmxcsr(static_cast<unsigned>(mode)); }
+#elif defined(__aarch64__)
+inline uint64_t float_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+inline void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+inline uint64_t float_mode() { return 0; }
+inline void set_float_mode(uint64_t) {}
+#endif
+
 // Looks at `value` until it passes `test`, a bounded number of times.
 template <class Test>
 void look(const std::atomic<int32_t> &value, Test test) {
@@ -37,7 +54,8 @@ struct Job {
   void (*work)(void *, int64_t);
   void *context;
   int64_t tasks;
-  std::atomic<int64_t> next{0};
+  uint64_t mode;  // of the caller
+  std::atomic<int64_t> next;
 
   void run() {
     for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(context, i);
@@ -85,6 +103,7 @@ class Pool {
       ++active_;
       Job *job = job_;
       lock.unlock();
+      set_float_mode(job->mode);
       job->run();
       lock.lock();
       if (--active_ == 0) done_.notify_one();
@@ -107,7 +126,7 @@ std::once_flag once;
 }  // namespace
 
 void parallel_for(int32_t threads, int64_t tasks, void (*work)(void *, int64_t), void *context) {
-  Job job{work, context, tasks};
+  Job job{work, context, tasks, float_mode(), {0}};
   const auto helpers = static_cast<int32_t>(std::min<int64_t>(std::min(threads, kMaxThreads), tasks) - 1);
   if (helpers > 0) {
     std::call_once(once, [] {

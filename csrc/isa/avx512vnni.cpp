@@ -132,6 +132,7 @@ void many_tokens(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t 
     if constexpr (F == MOTE_BASE3) {                                         \
       const V low = below_81(v);                                             \
       d##i = _mm512_dpbusd_epi32(d##i, _mm512_sub_epi8(v, low), x4);         \
+      pin(d##i);                                                             \
       v = to_2bit(low);                                                      \
     }                                                                        \
     const V u = _mm512_srli_epi16(v, 4);                                     \
@@ -139,6 +140,7 @@ void many_tokens(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t 
     c##i = _mm512_dpbusd_epi32(c##i, _mm512_and_si512(v, bytes_of(12)), x1); \
     b##i = _mm512_dpbusd_epi32(b##i, _mm512_and_si512(u, bytes_of(3)), x2);  \
     c##i = _mm512_dpbusd_epi32(c##i, _mm512_and_si512(u, bytes_of(12)), x3); \
+    pin(b##i), pin(c##i);                                                    \
   }
 #define FINISH(i)                                                                                                   \
   {                                                                                                                 \

@@ -24,8 +24,6 @@ inline void add_group(float *y, V acc, __m512 scale, __m512 s) {
   const __m512 value = _mm512_cvtepi32_ps(acc);
   _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), _mm512_mul_ps(value, _mm512_mul_ps(scale, s))));
 }
-// GCC would keep running sums in memory inside the loop; what it may not look into stays in its register.
-inline void pin(V &sum) { asm("" : "+v"(sum)); }
 
 // GEMV, straight from the packed bytes, rows 16i..16i+15, i = 0..3.
 #define FOR_ROWS(M) M(0) M(1) M(2) M(3)
