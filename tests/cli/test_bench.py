@@ -1,6 +1,7 @@
 """`mote bench` and `mote ask` on a tiny checkpoint: what they say, and in which form."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,19 @@ def test_bench_in_the_vocabulary_of_all_benchmarks(checkpoint: Path, capsys: pyt
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert any(line.startswith("decode after 20 tokens") for line in lines)
+
+
+def test_bench_compares_on_questions_with_pictures(
+    checkpoint: Path, write_mix: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mix(tmp_path / "mix")
+    questions = tmp_path / "mix" / "test.jsonl"
+    arguments = ["bench", str(checkpoint), "--prompt", "8", "--tokens", "2", "--repeats", "1", "--kv", "f32", "--json"]
+    assert run([*arguments, "--data", str(questions), "--limit", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)["compare"]
+    assert found["texts"] == 5
+    assert found["first_agreement"] == found["agreement"] == 1
+    assert found["largest_error"] < 1e-4
 
 
 def test_bench_refuses_what_it_cannot_measure(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import mote
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import EngineError
 from mote.model.opening import open_config, open_model
-from mote.run.compare import compare
+from mote.run.compare import Text, compare
 from mote.run.decoding import Decoding
 from mote.run.weights import Weights
 
@@ -166,7 +166,7 @@ def test_traces_are_nested(checkpoints: Any) -> None:
 
 def test_comparison_with_transformers_sees_other_routes(checkpoints: Any, tmp_path: Any) -> None:
     packed = checkpoints("llama", initialise="random")[2]
-    found = compare(packed, decoding(packed), [IDS, IDS[:7]])
+    found = compare(packed, decoding(packed), [Text(ids=IDS), Text(ids=IDS[:7])])
     assert found.tokens == found.unflipped == len(IDS) + 7
     assert found.first_agreement == found.agreement == 1
     assert found.flip_rate == 0
@@ -177,7 +177,7 @@ def test_comparison_with_transformers_sees_other_routes(checkpoints: Any, tmp_pa
             vectors[name] = vectors[name].flip(0)
     shutil.copytree(packed, changed)
     save_file(vectors, changed / "model.safetensors", {"format": "pt"})
-    assert compare(packed, decoding(changed), [IDS]).flip_rate > 0.5
+    assert compare(packed, decoding(changed), [Text(ids=IDS)]).flip_rate > 0.5
 
 
 def test_a_wrong_number_of_threads_is_said(checkpoints: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import mote
 from mote.checkpoint.shards import Checkpoint
 from mote.model.opening import open_config
-from mote.run.compare import compare
+from mote.run.compare import Text, compare
 from mote.run.decoding import Decoding
 from mote.run.weights import Weights
 
@@ -30,7 +30,7 @@ def test_packed_parts_are_those_of_transformers(family: str, packing: str, check
     packed = mote.pack(upcycled, tmp_path / "integers", codec="2bit", **options)
     checkpoint = Checkpoint.open(packed)
     engine = Decoding(Weights(checkpoint, open_config(checkpoint), kv="f32"), positions=2048, threads=1)
-    found = compare(packed, engine, [list(range(5, 45)), list(range(60, 20, -1))])
+    found = compare(packed, engine, [Text(ids=range(5, 45)), Text(ids=range(60, 20, -1))])
     assert found.unflipped > 40
     assert found.largest_error < 1e-2  # a rounding that goes the other way is one level of one activation
     assert found.median_error < 1e-4

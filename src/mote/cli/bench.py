@@ -18,6 +18,10 @@ def run(
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Times that each is measured.")] = 5,
     kv: Annotated[str, typer.Option("--kv", help="Numbers of the key-value cache: bf16 or f32.")] = "bf16",
     compare: Annotated[bool, typer.Option("--compare", help="Also compare with transformers, teacher-forced.")] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Questions to compare on, LLaVA JSON or JSONL; else random tokens.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of --data to compare on.")] = 32,
     seed: Seed = None,
     threads: Threads = 0,
     as_json: AsJson = False,
@@ -33,23 +37,30 @@ def run(
 
     config = BenchConfig(prompt=prompt, tokens=tokens, repeats=repeats, threads=threads, kv=kv, seed=seed or 0)
     figures, engine = bench(checkpoint, config, say=say)
-    comparison = _compare(checkpoint, engine, seed or 0) if compare else None
+    comparison = _compare(checkpoint, engine, data, limit, seed or 0) if compare or data else None
     report = {**_report(engine, figures, kv), "figures": figures, "compare": comparison}
     emit(report, as_json=as_json, lines=_lines(engine, figures, comparison))
 
 
-def _compare(checkpoint: Path, engine: Any, seed: int) -> dict[str, Any]:
+def _compare(checkpoint: Path, engine: Any, data: Path | None, limit: int, seed: int) -> dict[str, Any]:
     import dataclasses
     import math
 
     import numpy as np
 
     from mote.cli.failures import say
-    from mote.run.compare import compare
+    from mote.data.conversation import read_conversations
+    from mote.run.compare import Text, compare, texts_of
 
     say("the same texts in transformers")
-    texts = np.random.default_rng(seed).integers(0, engine.vocabulary, (4, 64))
-    found = dataclasses.asdict(compare(checkpoint, engine, [text.tolist() for text in texts]))
+    generator = np.random.default_rng(seed)
+    if data is None:
+        texts = [Text(ids=ids.tolist()) for ids in generator.integers(0, engine.vocabulary, (4, 64))]
+    else:
+        rows = read_conversations(data)
+        chosen = sorted(generator.permutation(len(rows))[:limit].tolist())
+        texts = texts_of(engine, [rows[i] for i in chosen])
+    found = dataclasses.asdict(compare(checkpoint, engine, texts))
     return {name: None if math.isnan(value) else value for name, value in found.items()}  # JSON has no NaN
 
 

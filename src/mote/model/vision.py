@@ -56,13 +56,18 @@ def connect(model: nn.Module, features: Tensor) -> Tensor:
 
 
 def encoder_outputs(model: nn.Module, features: Tensor) -> dict[str, Any]:
-    """features [B, P, D] through the connector, as the argument `mm_encoder_outputs` of the model's forward.
+    """features [B, P, D] through the connector, as the argument `mm_encoder_outputs` of the model's forward."""
+    return shown(model, connect(model, features))
+
+
+def shown(model: nn.Module, embeddings_BIH: Tensor) -> dict[str, Any]:
+    """Image tokens [B, I, H] as the argument `mm_encoder_outputs` of the model's forward.
 
     Llava concatenates a list of pictures, AyaVision takes one tensor.
     """
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-    embeddings: Any = connect(model, features)
+    embeddings: Any = embeddings_BIH
     if getattr(model.config, "model_type", "") == "llava":
         embeddings = list(embeddings)
     return {"image": BaseModelOutputWithPooling(pooler_output=embeddings)}

@@ -4,9 +4,11 @@
     relative error   |engine - transformers| / |transformers| of a token's logits, over tokens before which, and at
                      which, no layer chose another expert: routing is a discrete choice, so that a last bit may change
                      one, and what follows is then another computation
-    agreement        share of tokens after which both find the same token likeliest
+    agreement        share of tokens after which both find the same token likeliest; first agreement is that of the
+                     token with which an answer begins
 
-The other side computes in fp32 from the same tensors, so that what is left is the order of sums and the cache's dtype.
+The other side computes in fp32 from the same tensors and pictures' embeddings, so that what is left is the order of
+sums and the cache's dtype.
 """
 
 from collections.abc import Sequence
@@ -17,13 +19,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mote.data.conversation import Conversation
 from mote.model.opening import open_model
 from mote.run.decoding import Decoding
+from mote.run.engine import Engine
+from mote.run.picture import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Tokens that both sides read. prompt: how many of them stand before the answer; 0 for all of them. picture: of the
+    image tokens among them."""
+
+    ids: Sequence[int]
+    prompt: int = 0
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` found. first_agreement: of the token after the whole text; agreement: after any of its tokens.
+    """What `compare` found. first_agreement: of the token after the prompt; agreement: after any token of the texts.
     unflipped: tokens that the errors are over. Rates are between 0 and 1, errors are NaN without such a token."""
 
     texts: int
@@ -36,24 +51,34 @@ class Comparison:
     largest_error: float
 
 
-def compare(root: Path, engine: Decoding, texts: Sequence[Sequence[int]]) -> Comparison:
-    """Runs `texts` (token ids, without pictures) through both. root: the engine's checkpoint."""
+def texts_of(engine: Engine, conversations: Sequence[Conversation]) -> list[Text]:
+    """Conversations up to their last answers, which both sides then read in each other's place."""
+    found = []
+    for conversation in conversations:
+        picture = None if conversation.image is None else engine.picture(conversation.image)
+        prompt, answer = engine.prompter.both(conversation, 0 if picture is None else len(picture.embeddings))
+        found.append(Text(ids=(*prompt, *answer[:-1]), prompt=len(prompt), picture=picture))
+    return found
+
+
+def compare(root: Path, engine: Decoding, texts: Sequence[Text]) -> Comparison:
+    """Runs `texts` through both. root: the engine's checkpoint."""
     import torch
 
     model = open_model(root, dtype=torch.float32)
     agreed, first, errors, flips, slots = 0, 0, list[NDArray[np.float64]](), 0, 0
-    for ids in texts:
-        logits, experts = _engine(engine, ids)
-        expected, chosen = _transformers(model, ids)
-        differs = np.zeros(len(ids), dtype=bool)
+    for text in texts:
+        logits, experts = _engine(engine, text)
+        expected, chosen = _transformers(model, text)
+        differs = np.zeros(len(text.ids), dtype=bool)
         for layer, route in chosen.items():
             flipped = (np.sort(experts[layer], axis=-1) != np.sort(route, axis=-1)).any(axis=-1)
             flips, slots, differs = flips + int(flipped.sum()), slots + flipped.size, differs | flipped
         same = ~np.logical_or.accumulate(differs)
         errors.append(_distance(logits[same], expected[same]))
         right = logits.argmax(-1) == expected.argmax(-1)
-        agreed, first = agreed + int(right.sum()), first + int(right[-1])
-    all_errors, tokens = np.concatenate(errors), sum(map(len, texts))
+        agreed, first = agreed + int(right.sum()), first + int(right[text.prompt - 1])
+    all_errors, tokens = np.concatenate(errors), sum(len(text.ids) for text in texts)
     return Comparison(
         texts=len(texts),
         tokens=tokens,
@@ -66,21 +91,26 @@ def compare(root: Path, engine: Decoding, texts: Sequence[Sequence[int]]) -> Com
     )
 
 
-def _engine(engine: Decoding, ids: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def _engine(engine: Decoding, text: Text) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Logits [T, V] and experts [L, T, k]."""
     sequence = engine.sequence()
-    sequence.append(*ids)  # not by `prefill`, which would skip what it knows
+    if text.picture is None:
+        sequence.append(*text.ids)
+    else:
+        engine.prefixes.clear()  # what was kept would not be decoded again
+        engine.add(sequence, text.ids, [text.picture])
     with engine.trace() as routes:
-        logits = engine.forward([sequence], [len(ids)])[0]
+        logits = engine.forward([sequence], [len(text.ids)])[0]
     engine.free(sequence)
     return logits, np.concatenate([route.expert for route in routes], axis=1)
 
 
-def _transformers(model: Any, ids: Sequence[int]) -> tuple[NDArray[np.float32], dict[int, NDArray[np.int32]]]:
+def _transformers(model: Any, text: Text) -> tuple[NDArray[np.float32], dict[int, NDArray[np.int32]]]:
     """Logits [T, V] and by layer experts [T, k]."""
     import torch
 
     from mote.model.block import blocks
+    from mote.model.vision import shown
 
     chosen: dict[int, NDArray[np.int32]] = {}
     hooks = [
@@ -93,7 +123,10 @@ def _transformers(model: Any, ids: Sequence[int]) -> tuple[NDArray[np.float32], 
     ]
     try:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].float().numpy()
+            extra = {}
+            if text.picture is not None:
+                extra["mm_encoder_outputs"] = shown(model, torch.from_numpy(text.picture.embeddings)[None])
+            logits = model(input_ids=torch.tensor([list(text.ids)]), use_cache=False, **extra).logits[0].float().numpy()
     finally:
         for hook in hooks:
             hook.remove()
