@@ -1,7 +1,6 @@
 // Drives the C interface at awkward shapes on every ISA and compares with a naive product; `make sanitize` builds it
 // with ASan and UBSan. Every buffer is a heap block of exactly the size that mote.h promises to touch, so that one byte
-// read or written beyond it is an error. Prints "N passed, 0 failed on ISAs" or the first
-// difference.
+// read or written beyond it is an error. Prints "N passed, 0 failed on ISAs" or the first difference.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -255,6 +254,7 @@ int main(int count, char **arguments) {
   if (mote_select_isa("no such") != MOTE_UNSUPPORTED) stop("an unknown ISA was accepted");
   activations();
   passed += compare_isas();
+  passed += compare_layers();
   passed += refusals();
   concurrency(count < 2 || std::strcmp(arguments[1], "--no-fork") != 0);
   std::printf("%lld passed, 0 failed on %s\n", static_cast<long long>(passed), mote_isas());

@@ -29,3 +29,5 @@ inline mote_matrix matrix(const uint8_t *data, int64_t bytes, int64_t rows, int6
 int64_t refusals();
 // Products whose bits must be those of the plain kernels on every ISA; how many were.
 int64_t compare_isas();
+// Feed-forward layers and a decoder, likewise; how many were.
+int64_t compare_layers();

@@ -1,41 +1,17 @@
 // Calls the C interface with headers, sizes and bytes damaged at random, under ASan and UBSan (`make fuzz`).
 //
-// Each round draws a legal matrix, damages some of its fields, and then allocates every buffer exactly as large as the
-// damaged header claims; a claim too large to allocate becomes a wild pointer, and so does whatever the library may not
-// touch before it has refused. So each call must be refused, or stay within what it was given. Bytes of weights and
-// scales are random: illegal ones may give wrong numbers, but never a wild access.
+// Each round draws a legal matrix, layer and decoder, damages some of their fields, and then allocates every buffer
+// exactly as large as the damaged fields claim; a claim too large to allocate becomes a wild pointer, and so does
+// whatever the library may not touch before it has refused. So each call must be refused, or stay within what it was
+// given. Bytes of weights, scales and activations are random: they may give wrong numbers, but never a wild access.
 //   native_fuzz [seconds] [seed]
 #include <algorithm>
 #include <chrono>
-#include <cstring>
-#include <random>
-#include <vector>
+#include <string>
 
-#include "native_driver.h"
+#include "native_fuzz.h"
 
 namespace {
-
-constexpr int64_t kMost = 1 << 18;  // bytes of a buffer
-
-std::mt19937_64 rng;
-
-int64_t below(int64_t n) { return static_cast<int64_t>(rng() % static_cast<uint64_t>(n)); }
-bool once_in(int64_t n) { return below(n) == 0; }
-
-// Numbers at which sizes break.
-int64_t odd_number() {
-  static const int64_t edges[] = {INT64_MIN, INT64_MIN + 1, -64, -1, 0, 1, 63, 65, 1 << 16, int64_t{1} << 22,
-                                  int64_t{1} << 31, int64_t{1} << 32, int64_t{1} << 61, INT64_MAX - 63, INT64_MAX};
-  return edges[below(sizeof edges / sizeof *edges)];
-}
-int64_t damaged(int64_t value) {
-  switch (below(4)) {
-    case 0: return value + below(3) - 1;
-    case 1: return value ^ (int64_t{1} << below(63));
-    case 2: return static_cast<int64_t>(static_cast<uint64_t>(value) * static_cast<uint64_t>(below(5)));
-    default: return odd_number();
-  }
-}
 
 struct Call {
   mote_matrix w;
@@ -45,16 +21,7 @@ struct Call {
 
 Call legal() {
   Call c{};
-  c.w.format = static_cast<int32_t>(1 + below(6));
-  c.w.rows = 1 + below(140);
-  c.w.cols = 1 + below(200);
-  const bool scaled = c.w.format == MOTE_INT4 || c.w.format == MOTE_INT8, dense = c.w.format >= MOTE_BF16;
-  c.w.group = dense || (!scaled && once_in(2)) ? 0 : 16 * (1 + below(5));
-  c.w.granularity = c.w.group ? MOTE_GROUP : static_cast<int32_t>(below(2));
-  c.w.bytes = mote_packed_bytes(c.w.format, c.w.rows, c.w.cols, c.w.group);
-  const int64_t groups = c.w.group ? (c.w.cols + c.w.group - 1) / c.w.group : 1;
-  c.w.scales = dense ? 0 : scaled ? (c.w.rows + 63) / 64 * 64 * groups
-             : c.w.granularity == MOTE_TENSOR ? 1 : c.w.rows * groups;
+  c.w = legal_matrix(1 + below(140), 1 + below(200));
   c.tokens = below(8);
   c.x_stride = c.w.cols + below(3);
   c.y_stride = c.w.rows + below(3);
@@ -62,72 +29,20 @@ Call legal() {
   return c;
 }
 
-// The library cannot know that a caller's buffers are shorter than legal sizes say: keep what is short, or more than
-// any memory holds and therefore to be refused.
-int64_t short_or_absurd(int64_t value, int64_t most) {
-  return value > most && value < int64_t{1} << 60 ? value % most : value;
-}
-
 void damage(Call *c) {
   for (int64_t n = below(3); n > 0; --n) switch (below(9)) {
-      case 0: c->w.rows = damaged(c->w.rows); break;
-      case 1: c->w.cols = damaged(c->w.cols); break;
-      case 2: c->w.group = damaged(c->w.group); break;
-      case 3: c->w.bytes = damaged(c->w.bytes); break;
-      case 4: c->w.scales = damaged(c->w.scales); break;
-      case 5: c->w.format = static_cast<int32_t>(damaged(c->w.format)); break;
-      case 6: c->w.granularity = static_cast<int32_t>(damaged(c->w.granularity)); break;
-      case 7: c->tokens = damaged(c->tokens); break;
-      default: (once_in(2) ? c->x_stride : c->y_stride) = damaged(c->x_stride);
+      case 0: c->tokens = damaged(c->tokens); break;
+      case 1: (once_in(2) ? c->x_stride : c->y_stride) = damaged(c->x_stride); break;
+      default: damage(&c->w);
     }
   c->tokens = short_or_absurd(c->tokens, 64);
   c->x_stride = short_or_absurd(c->x_stride, kMost / 256);
   c->y_stride = short_or_absurd(c->y_stride, kMost / 256);
 }
 
-// Heap blocks of exactly so many random bytes; a wild pointer where that cannot be.
-class Buffers {
- public:
-  template <class T>
-  T *get(int64_t count) {
-    if (count < 0 || count > kMost / static_cast<int64_t>(sizeof(T))) {
-      wild_ = true;
-      return reinterpret_cast<T *>(64);
-    }
-    if (once_in(64)) return nullptr;
-    blocks_.push_back(block<char>(count * static_cast<int64_t>(sizeof(T))));
-    char *bytes = blocks_.back().get();
-    for (size_t i = 0; i < static_cast<size_t>(count) * sizeof(T); ++i) bytes[i] = static_cast<char>(rng());
-    return reinterpret_cast<T *>(bytes);
-  }
-  bool wild() const { return wild_; }
-
- private:
-  std::vector<std::unique_ptr<char[]>> blocks_;
-  bool wild_ = false;
-};
-
-// Elements of `n` rows of `width` at a stride; -1 where that is no number of bytes that could be had.
-int64_t extent(int64_t n, int64_t width, int64_t stride) {
-  if (n <= 0) return 0;
-  if (n == 1) return width;
-  if (width < 0 || width > kMost || n > kMost || stride < 0 || stride > kMost) return -1;
-  return (n - 1) * stride + width;
-}
-
-int64_t accepted = 0, refused = 0;
-
-void count(int status, const Buffers &buffers, const char *what) {
-  if (status == MOTE_OK && buffers.wild()) stop(std::string(what) + " accepted sizes beyond its buffers");
-  status == MOTE_OK ? ++accepted : ++refused;
-}
-
 void products(Call c) {
   Buffers b;
-  const bool half = c.w.format == MOTE_INT4 || c.w.format == MOTE_INT8;
-  c.w.data = b.get<uint8_t>(c.w.bytes);
-  c.w.scale = half ? static_cast<void *>(b.get<uint16_t>(c.w.scales)) : b.get<float>(c.w.scales);
-  if (c.w.format >= MOTE_BF16 && c.w.scales == 0) c.w.scale = nullptr;
+  fill(&b, &c.w);
   if (once_in(3)) c.w.bias = b.get<float>(c.w.rows);
   const auto *x = b.get<float>(extent(c.tokens, c.w.cols, c.x_stride));
   auto *y = b.get<float>(extent(c.tokens, c.w.rows, c.y_stride));
@@ -141,10 +56,7 @@ void products(Call c) {
 
 void rows(Call c) {
   Buffers b;
-  const bool half = c.w.format == MOTE_INT4 || c.w.format == MOTE_INT8;
-  c.w.data = b.get<uint8_t>(c.w.bytes);
-  c.w.scale = half ? static_cast<void *>(b.get<uint16_t>(c.w.scales)) : b.get<float>(c.w.scales);
-  if (c.w.format >= MOTE_BF16 && c.w.scales == 0) c.w.scale = nullptr;
+  fill(&b, &c.w);
   auto *index = b.get<int64_t>(c.tokens < 0 ? 0 : c.tokens);
   if (index && c.tokens <= kMost / 8)
     for (int64_t i = 0; i < c.tokens; ++i) index[i] = once_in(40) ? odd_number() : below(c.w.rows > 0 ? c.w.rows : 1);
@@ -171,6 +83,76 @@ void activations(const Call &c) {
   auto *s = b.get<float>(c.tokens < 0 ? 0 : c.tokens);
   count(mote_quantize_activation(x, c.tokens, c.w.cols, c.x_stride, x_q, c.y_stride, s), b, "quantize_activation");
 }
+
+void layers() {
+  Buffers b(500);
+  Layer layer;
+  const int64_t size = 1 + below(90);
+  make_legal(&layer, size, 1 + below(90));
+  Call c = legal();
+  c.x_stride = c.y_stride = size + below(3);
+  damage(&c);
+  for (int64_t n = below(3); n > 0; --n) damage(&layer);
+  const mote_ffn &ffn = layer.ffn;
+  const int64_t hidden = (ffn.shared ? layer.shared : layer.experts[0]).gate.cols;
+  fill(&b, &layer, hidden);
+  const int64_t routes = ffn.num_experts > 0 ? extent(c.tokens, ffn.top_k, ffn.top_k) : 0;
+  const auto *h = b.get<float>(extent(c.tokens, hidden, c.x_stride));
+  auto *y = b.get<float>(extent(c.tokens, hidden, c.y_stride));
+  auto *expert = b.get<int32_t>(routes);
+  auto *gate = b.get<float>(routes);
+  count(mote_ffn_f32(&ffn, h, c.tokens, c.x_stride, y, c.y_stride, expert, gate, c.threads), b, "ffn");
+}
+
+// The first `claimed` things, in a heap block of their own.
+template <class T>
+std::vector<T> first(const T *things, int64_t claimed, int64_t most) {
+  return std::vector<T>(things, things + std::clamp<int64_t>(claimed, 0, most));
+}
+
+void decoders() {
+  Buffers b(1500);
+  Forward f;
+  make_legal(&f);
+  for (int64_t n = below(3); n > 0; --n) damage(&f);
+  mote_decoder &d = f.d;
+  auto layers = first(f.layers, d.num_layers, kLayers);
+  int64_t top_k = 1;
+  for (size_t l = 0; l < layers.size(); ++l) {
+    mote_layer &layer = layers[l];
+    for (mote_matrix *w : {&layer.q, &layer.k, &layer.v, &layer.o}) fill(&b, w);
+    layer.input_norm = b.get<float>(d.hidden);
+    layer.post_norm = b.get<float>(d.hidden);
+    if (once_in(2)) layer.q_norm = b.get<float>(d.head_dim);
+    if (once_in(2)) layer.k_norm = b.get<float>(d.head_dim);
+    fill(&b, &f.ffns[l], d.hidden);
+    layer.ffn = f.ffns[l].ffn;
+    if (layer.ffn.num_experts > 0) top_k = std::max<int64_t>(top_k, layer.ffn.top_k);
+  }
+  fill(&b, &d.head);
+  d.layers = layers.data();
+  d.final_norm = b.get<float>(d.hidden);
+  d.inv_freq = b.get<float>(d.head_dim / 2);
+  auto spans = first(f.spans, f.num_spans, kSpans);
+  const auto rows = first(f.rows, f.num_rows, kRows);
+  const int64_t block_bytes = std::max<int64_t>(mote_kv_block_bytes(&d), 0);
+  std::vector<std::vector<void *>> blocks;
+  int64_t tokens = 0;
+  for (mote_span &span : spans) {
+    blocks.emplace_back(static_cast<size_t>(std::clamp<int64_t>(span.num_blocks, 0, kBlocks)));
+    for (void *&address : blocks.back()) address = b.get<char>(block_bytes);
+    span.blocks = blocks.back().data();
+    if (span.tokens > 0 && span.tokens <= kTokens) tokens += span.tokens;
+  }
+  auto *x = b.get<float>(extent(tokens, d.hidden, d.hidden));
+  auto *logits = b.get<float>(extent(f.num_rows, d.head.rows, d.head.rows));
+  const int64_t routes = top_k > kExperts ? -1 : static_cast<int64_t>(layers.size()) * tokens * top_k;
+  auto *expert = b.get<int32_t>(routes);
+  auto *gate = b.get<float>(routes);
+  const int status = mote_decoder_f32(&d, x, spans.data(), f.num_spans, rows.data(), f.num_rows, logits, expert, gate,
+                                      nullptr, nullptr, f.threads);
+  count(status, b, "decoder");
+}
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -194,8 +176,15 @@ int main(int argc, char **argv) {
     rows(c);
     packing(c);
     activations(c);
+    layers();
+    decoders();
   }
-  if (accepted < round / 4 || refused < round / 4) stop("the rounds are too much of one kind to mean anything");
-  std::printf("%lld rounds from seed %llu: %lld calls accepted, %lld refused\n", static_cast<long long>(round),
-              static_cast<unsigned long long>(seed), static_cast<long long>(accepted), static_cast<long long>(refused));
+  std::printf("%lld rounds from seed %llu; accepted, refused:", static_cast<long long>(round),
+              static_cast<unsigned long long>(seed));
+  for (const auto &[what, tally] : tallies)
+    std::printf(" %s %lld, %lld;", what.c_str(), static_cast<long long>(tally.accepted),
+                static_cast<long long>(tally.refused));
+  std::printf("\n");
+  for (const auto &[what, tally] : tallies)
+    if (std::min(tally.accepted, tally.refused) < round / 20) stop(what + ": calls of one kind alone mean nothing");
 }

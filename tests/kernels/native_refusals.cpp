@@ -1,5 +1,8 @@
-// Sizes that must be refused without a look at memory: the pointers are wild.
-#include "native_driver.h"
+// Sizes that must be refused: of matrices without a look at memory, where the pointers are wild; of layers and decoders
+// one by one, in a call that is good but for them.
+#include <algorithm>
+
+#include "native_toys.h"
 
 namespace {
 
@@ -91,6 +94,128 @@ void refuse_ffns() {
   if (!refused) stop("a bad feed-forward layer was accepted");
   ++passed;
 }
+
+void refused(int status, const char *what) {
+  if (status != MOTE_BAD_ARGUMENT) stop(std::string("accepted: ") + what);
+  ++passed;
+}
+
+void refuse_layers() {
+  ToyFfn layer({MOTE_2BIT, 0}, {MOTE_INT4, 8}, 24, 40, 3, 2, MOTE_ADD);
+  auto h = block<float>(24), y = block<float>(24);
+  const auto call = [&](const mote_ffn *ffn) {
+    return mote_ffn_f32(ffn, h.get(), 1, 24, y.get(), 24, nullptr, nullptr, 1);
+  };
+  const auto change = [&](const char *what, auto edit) {
+    mote_ffn ffn = layer.ffn;
+    edit(ffn);
+    refused(call(&ffn), what);
+  };
+  const auto sized = [&](const float *from, int64_t tokens, int64_t from_stride, float *to, int64_t to_stride,
+                         int32_t threads) {
+    return mote_ffn_f32(&layer.ffn, from, tokens, from_stride, to, to_stride, nullptr, nullptr, threads);
+  };
+  refused(call(nullptr), "no layer");
+  refused(sized(nullptr, 1, 24, y.get(), 24, 1), "no inputs");
+  refused(sized(h.get(), 1, 24, nullptr, 24, 1), "no outputs");
+  refused(sized(h.get(), -1, 24, y.get(), 24, 1), "a negative number of tokens");
+  refused(sized(h.get(), 1, 23, y.get(), 24, 1), "rows of inputs that overlap");
+  refused(sized(h.get(), 1, 24, y.get(), 23, 1), "rows of outputs that overlap");
+  refused(sized(h.get(), 1, 24, y.get(), 24, 0), "no threads");
+  change("top_k above the experts", [](mote_ffn &f) { f.top_k = 4; });
+  change("top_k of none", [](mote_ffn &f) { f.top_k = 0; });
+  change("negative top_k", [](mote_ffn &f) { f.top_k = -1; });
+  change("negative number of experts", [](mote_ffn &f) { f.num_experts = -3; });
+  change("too many experts", [](mote_ffn &f) { f.num_experts = INT32_MAX; });
+  change("experts without matrices", [](mote_ffn &f) { f.experts = nullptr; });
+  change("experts without a router", [](mote_ffn &f) { f.router = nullptr; });
+  change("an unknown combine", [](mote_ffn &f) { f.combine = 2; });
+  change("convex without a shared expert", [](mote_ffn &f) { f.combine = MOTE_CONVEX, f.shared = nullptr; });
+  const auto change_matrix = [&](const char *what, auto edit) {
+    for (mote_expert *expert : {&layer.shared, &layer.experts[2]})
+      for (mote_matrix *w : {&expert->gate, &expert->up, &expert->down}) {
+        const mote_matrix before = *w;
+        edit(*w);
+        refused(call(&layer.ffn), what);
+        *w = before;
+      }
+  };
+  change_matrix("a matrix without data", [](mote_matrix &w) { w.data = nullptr; });
+  change_matrix("a matrix of other rows", [](mote_matrix &w) { w.rows -= 1; });  // the bytes of strips are the same
+  change_matrix("a matrix of other columns", [](mote_matrix &w) { w.cols += 100; });
+  change_matrix("a matrix without scales", [](mote_matrix &w) { w.scale = nullptr; });
+  change_matrix("a matrix with a bias", [&](mote_matrix &w) { w.bias = h.get(); });
+}
+
+void refuse_decoders() {
+  const ToyDecoder good(MOTE_F32);
+  auto x = block<float>(3 * ToyDecoder::kHidden), logits = block<float>(ToyDecoder::kVocabulary);
+  auto cache = block<char>(mote_kv_block_bytes(&good.d));
+  std::fill_n(x.get(), 3 * ToyDecoder::kHidden, 0.5f);
+  struct Call {
+    mote_decoder d;
+    mote_layer layers[2];
+    void *blocks[1];
+    mote_span span;
+    int64_t num_spans, row, num_rows;
+    int32_t cancel, threads;
+  };
+  const auto change = [&](const char *what, auto edit, int expected = MOTE_BAD_ARGUMENT) {
+    Call c{good.d, {good.layers[0], good.layers[1]}, {cache.get()}, {0, 3, nullptr, 1}, 1, 2, 1, 0, 1};
+    c.d.layers = c.layers;
+    c.span.blocks = c.blocks;
+    edit(c);
+    if (mote_decoder_f32(&c.d, x.get(), &c.span, c.num_spans, &c.row, c.num_rows, logits.get(), nullptr, nullptr,
+                         &c.cancel, nullptr, c.threads) != expected)
+      stop(std::string("another status than expected: ") + what);
+    ++passed;
+  };
+  const auto pointers = [&](const mote_decoder *d, float *in, bool spans, const int64_t *rows, float *out) {
+    void *const blocks[] = {cache.get()};
+    const mote_span span{0, 3, blocks, 1};
+    return mote_decoder_f32(d, in, spans ? &span : nullptr, 1, rows, 1, out, nullptr, nullptr, nullptr, nullptr, 1);
+  };
+  const int64_t row = 2;
+  refused(pointers(nullptr, x.get(), true, &row, logits.get()), "no decoder");
+  refused(pointers(&good.d, nullptr, true, &row, logits.get()), "no inputs");
+  refused(pointers(&good.d, x.get(), false, &row, logits.get()), "no spans");
+  refused(pointers(&good.d, x.get(), true, nullptr, logits.get()), "no rows");
+  refused(pointers(&good.d, x.get(), true, &row, nullptr), "no logits");
+  if (mote_kv_block_bytes(nullptr) != -1) stop("accepted: blocks of no decoder");
+  change("the good call", [](Call &) {}, MOTE_OK);
+  change("a cancelled call", [](Call &c) { c.cancel = 1; }, MOTE_CANCELLED);
+  change("no layers", [](Call &c) { c.d.layers = nullptr; });
+  change("no number of layers", [](Call &c) { c.d.num_layers = 0; });
+  change("too many layers", [](Call &c) { c.d.num_layers = INT64_MAX; });
+  change("another hidden size", [](Call &c) { c.d.hidden += 1; });
+  change("an absurd hidden size", [](Call &c) { c.d.hidden = INT64_MAX; });
+  change("heads that kv heads do not divide", [](Call &c) { c.d.kv_heads = 3; });
+  change("more kv heads than heads", [](Call &c) { c.d.kv_heads = 8; });
+  change("negative heads", [](Call &c) { c.d.heads = -4, c.d.kv_heads = -2; });
+  change("an odd head size", [](Call &c) { c.d.head_dim = 5; });
+  change("a head size that does not fit", [](Call &c) { c.d.head_dim = 256; });
+  change("keys in int8", [](Call &c) { c.d.kv_format = MOTE_INT8; });
+  change("no final norm", [](Call &c) { c.d.final_norm = nullptr; });
+  change("no frequencies", [](Call &c) { c.d.inv_freq = nullptr; });
+  change("no norm", [](Call &c) { c.layers[1].post_norm = nullptr; });
+  change("no values", [](Call &c) { c.layers[1].v.data = nullptr; });
+  change("keys of another size", [](Call &c) { c.layers[1].k = c.layers[1].q; });
+  change("a head of another size", [](Call &c) { c.d.head = c.layers[0].ffn.shared->down; });
+  change("top_k above the experts", [](Call &c) { c.layers[0].ffn.top_k = 4; });
+  change("a layer without experts", [](Call &c) { c.layers[1].ffn.shared = nullptr; });
+  change("no spans", [](Call &c) { c.num_spans = 0; });
+  change("absurdly many spans", [](Call &c) { c.num_spans = INT64_MAX; });
+  change("a span without tokens", [](Call &c) { c.span.tokens = 0; });
+  change("a negative start", [](Call &c) { c.span.start = -1; });
+  change("an absurd start", [](Call &c) { c.span.start = INT64_MAX, c.span.num_blocks = INT64_MAX; });
+  change("a span that its blocks do not hold", [](Call &c) { c.span.start = 30; });
+  change("a span without blocks", [](Call &c) { c.span.blocks = nullptr; });
+  change("a block that is no block", [](Call &c) { c.blocks[0] = nullptr; });
+  change("logits of a token after the last", [](Call &c) { c.row = 3; });
+  change("logits of a token before the first", [](Call &c) { c.row = -1; });
+  change("a negative number of logits", [](Call &c) { c.num_rows = -1; });
+  change("no threads", [](Call &c) { c.threads = 0; });
+}
 }  // namespace
 
 int64_t refusals() {
@@ -98,5 +223,7 @@ int64_t refusals() {
   refuse_scales();
   refuse_calls();
   refuse_ffns();
+  refuse_layers();
+  refuse_decoders();
   return passed;
 }

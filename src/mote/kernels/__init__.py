@@ -4,11 +4,17 @@
 what to call where a slow answer is wanted instead of none. Nothing falls back to it by itself.
 """
 
+from mote.kernels.ffn import FeedForward, Mixed, StoredMatrix, SwiGlu, ffn
 from mote.kernels.library import info, select_isa
 from mote.kernels.linear import linear, matmul_i32, pack, quantize_activation, rows, unpack
 from mote.kernels.tensors import packed_bytes
 
 __all__ = [
+    "FeedForward",
+    "Mixed",
+    "StoredMatrix",
+    "SwiGlu",
+    "ffn",
     "info",
     "linear",
     "matmul_i32",

@@ -2,21 +2,23 @@
 
     acc[t, n] = sum_k w[n, k] x_q[t, k], exact in int32; scales as in `mote.ternary.linear.quantized_linear`
 
-For bf16 and f32 weights it computes in fp64 and rounds once; there the kernels agree to a tolerance. Row-major and slow
-on purpose; it also runs where there is no native library, for whoever asks for it by name.
+For bf16 and f32 weights it computes in fp64 and rounds once; there the kernels agree to a tolerance, and so they do in
+`ffn`, where exponentials are torch's. Row-major and slow on purpose; it also runs where there is no native library, for
+whoever asks for it by name.
 """
 
 import torch
 from torch import Tensor
 
 from mote.errors import FormatError
+from mote.kernels.ffn import FeedForward, Mixed, SwiGlu
 from mote.ternary.activations import quantize_activation, quantize_activation_grouped
 from mote.ternary.codecs import CODECS, scales_from_strips
 from mote.ternary.format import Granularity, WeightFormat
 from mote.ternary.linear import quantized_linear
 from mote.ternary.quantize import dequantize_weight
 
-__all__ = ["linear", "matmul_i32", "pack", "packed_bytes", "quantize_activation", "rows", "unpack"]
+__all__ = ["ffn", "linear", "matmul_i32", "pack", "packed_bytes", "quantize_activation", "rows", "unpack"]
 
 DENSE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "f32": torch.float32}
 SCALED = ("int4", "int8")
@@ -70,6 +72,31 @@ def linear(
         x_q, s = quantize_activation_grouped(x, group) if scaled else quantize_activation(x)
         y_TN = quantized_linear(x_q, s, q_NK, scale, fmt)
     return y_TN if bias is None else y_TN + bias
+
+
+def ffn(layer: FeedForward, h: Tensor) -> Mixed:
+    """h fp32 [T, H] through a whole feed-forward layer; as `mote.kernels.ffn`. Every expert sees every token."""
+    tokens = h.shape[0]
+    y_TH, kept = torch.zeros_like(h), torch.ones(tokens, 1)
+    expert_Tk, gate_Tk = torch.empty(tokens, 0, dtype=torch.int64), torch.empty(tokens, 0)
+    if layer.experts and layer.router is not None:
+        logits_TE = (h.double() @ layer.router.double().t()).float()
+        expert_Tk = torch.sort(logits_TE, dim=-1, descending=True, stable=True).indices[:, : layer.top_k]
+        gate_Tk = logits_TE.softmax(-1).gather(1, expert_Tk)
+        if layer.renormalize:
+            gate_Tk = gate_Tk / gate_Tk.sum(-1, keepdim=True)
+        outputs_ETH = torch.stack([_swiglu(expert, h) for expert in layer.experts])
+        for expert_T, gate_T in zip(expert_Tk.t(), gate_Tk.t(), strict=True):
+            y_TH = y_TH + gate_T[:, None] * outputs_ETH[expert_T, torch.arange(tokens)]
+        if layer.combine == "convex":
+            kept = 1 - gate_Tk.sum(-1, keepdim=True)
+    if layer.shared is not None:
+        y_TH = y_TH + kept * _swiglu(layer.shared, h)
+    return Mixed(y_TH, expert_Tk.to(torch.int32), gate_Tk)
+
+
+def _swiglu(expert: SwiGlu, h_TH: Tensor) -> Tensor:
+    return linear(*expert.down, torch.nn.functional.silu(linear(*expert.gate, h_TH)) * linear(*expert.up, h_TH))
 
 
 def rows(
