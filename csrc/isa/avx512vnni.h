@@ -10,7 +10,8 @@ namespace mote::avx512vnni {
 
 using V = __m512i;
 
-constexpr int64_t kPrefetch = 4096;  // bytes ahead of the stream of weights
+// Bytes ahead of the stream of weights. A whole page ahead was 10% slower on a Zen 4.
+constexpr int64_t kPrefetch = 2048;
 
 static inline V load(const void *p) { return _mm512_loadu_si512(p); }
 static inline void store(void *p, V v) { _mm512_storeu_si512(p, v); }

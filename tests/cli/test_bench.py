@@ -59,6 +59,8 @@ def test_ask_says_where_its_time_went(checkpoint: Path, tmp_path: Path, capsys: 
     arguments = ["ask", str(checkpoint), str(tmp_path / "red.png"), "What is this ?", "--max-tokens", "3"]
     assert run([*arguments, "--json", "--temperature", "1", "--seed", "2"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer["seconds"]) == {"imports", "load", "tower_loading", "seeing", "prefill", "decode"}
+    assert set(answer["seconds"]) == {"start", "imports", "load", "tower_loading", "seeing", "prefill", "decode"}
     assert run([*arguments, "--times"]) == 0
-    assert "tower loading" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tower loading" in said
+    assert "s from command to last word" in said

@@ -1,5 +1,6 @@
 """`mote ask`: one question about one picture, the answer as it comes."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +31,7 @@ def run(
 
     The answer is printed as it is generated.
     """
-    begun = time.perf_counter()
+    started, begun = _seconds_since_start(), time.perf_counter()
     import json
 
     from mote.run.assistant import load
@@ -41,7 +42,7 @@ def run(
     opened = time.perf_counter()
     stream = None if as_json else lambda text: print(text, end="", flush=True)
     options: dict[str, Any] = {"stream": stream, "max_new_tokens": max_tokens}
-    seconds = {"imports": imported - begun, "load": opened - imported}
+    seconds = {"start": started, "imports": imported - begun, "load": opened - imported}
     if isinstance(assistant, Engine):
         answer = _answer(assistant, image, question, options, temperature, top_p, seed or 0, stop or ())
         inside = dict(assistant.opening)
@@ -57,7 +58,17 @@ def run(
     if times:
         from mote.cli.failures import say
 
-        say(", ".join(f"{name.replace('_', ' ')} {value:.2f} s" for name, value in seconds.items()))
+        parts = ", ".join(f"{name.replace('_', ' ')} {value:.2f} s" for name, value in seconds.items())
+        say(f"{parts}; {sum(seconds.values()):.2f} s from command to last word")
+
+
+def _seconds_since_start() -> float:
+    """How long this process has run; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):  # not Linux
+        return 0.0
 
 
 def _answer(
