@@ -58,6 +58,7 @@ bench: $(INSTALLED) $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 16 --threads 1 2 --peers $(PEERS)
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 64 --only "mote 4 base3" "mote 64 base3" --keep
 	$(BIN)/python -m benchmarks.engine --shape 3b --only "mote 4 base3" "llama.cpp 4 TQ2_0" --peers $(PEERS) --keep
+	$(BIN)/python -m benchmarks.real --peers $(PEERS)
 	test ! -d runs/small/packed || $(BIN)/mote bench runs/small/packed --threads 1 --json > benchmarks/results/demo.json
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.page

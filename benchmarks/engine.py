@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,11 @@ def warm(path: Path) -> None:
                 pass
 
 
-def run(plan: Plan, chosen: list[Side], folder: Path, peers: Path) -> list[dict[str, Any]]:
-    """The rows of one group, its sides taking turns."""
-    paths = {side: write(side, folder, peers) for side in chosen}
+def run(plan: Plan, paths: Mapping[Side, Path], peers: Path) -> list[dict[str, Any]]:
+    """The rows of one group, its sides taking turns. paths: each side's file or directory."""
     ceilings = Ceilings(_BANDWIDTH_MEGABYTES)
     reading = ceilings.reading(plan.threads)
-    timed = {side: Timed(threads=plan.threads) for side in chosen}
+    timed = {side: Timed(threads=plan.threads) for side in paths}
     bandwidth = []
     for number in range(plan.rounds):
         for side, path in in_turn(paths.items(), number):
@@ -146,7 +146,7 @@ def main() -> None:
             chosen = [s for s in sides(shape, a.experts, a.codec, a.expert_type) if s.name in (a.only or [s.name])]
             if not chosen:
                 raise SystemExit(f"engine: --only {' '.join(a.only)} names no side of {shape}; see the names of rows")
-            found = run(plan, chosen, folder, peers)
+            found = run(plan, {side: write(side, folder, peers) for side in chosen}, peers)
             rows |= {key(row): row for row in found}
             print("\n".join(map(show, found)), flush=True)
             # After each group, so that a run that is stopped leaves what it has measured.

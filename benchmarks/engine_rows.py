@@ -9,6 +9,8 @@ from benchmarks.peers import write_checkpoint, write_gguf
 from benchmarks.report import Numbers, compare, summary
 from benchmarks.worker import FIRST_PROMPT
 
+FOUR_BITS = ("Q4_0", "Q4_K_M")
+
 
 @dataclass(frozen=True)
 class Side:
@@ -54,13 +56,13 @@ def rivals(side: Side, others: Sequence[Side]) -> list[Side]:
         o = other.model
         theirs = other.engine == "llama.cpp"
         if not m.experts:
-            same = {"int4": "Q4_0", "bf16": "BF16"}[m.linear]
-            wanted = theirs and not o.experts and o.linear == same
+            same = {"int4": FOUR_BITS, "bf16": ("BF16",)}[m.linear]
+            wanted = theirs and not o.experts and o.linear in same
         elif o.experts:
             # The same model in llama.cpp; and our own with fewer experts, which should decode no faster.
             wanted = o.experts == m.experts if theirs else o.experts < m.experts and o.codec == m.codec  # type: ignore[union-attr]
         else:
-            wanted = (theirs and o.linear == "Q4_0") or (not theirs and o.linear == "bf16")
+            wanted = (theirs and o.linear in FOUR_BITS) or (not theirs and o.linear == "bf16")
         if wanted:
             found.append(other)
     return found

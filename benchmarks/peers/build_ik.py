@@ -4,8 +4,8 @@
 
 The source distribution of ik-llama-cpp-python lacks a file that its complete build asks for
 (common/cmake/build-info-gen-cpp.cmake, 0.1.5), so only its matrix products are built: the target `ggml`, without the
-attention kernels, which would take half an hour. The one function of those that is still asked for by name is never
-called.
+attention kernels, which would take half an hour. The two functions of those that are still asked for by name are
+never called.
 """
 
 import argparse
@@ -22,7 +22,7 @@ VERSION = "0.1.5"
 PACKAGE = "ik-llama-cpp-python"
 FLAGS = (
     *("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_NATIVE=ON", "-DGGML_IQK_FLASH_ATTENTION=OFF"),
-    "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--defsym=iqk_fa_work_buffer_size=0",
+    "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--defsym=iqk_fa_work_buffer_size=0,--defsym=iqk_flash_attn_noalibi=0",
     *("-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF"),
 )
 
