@@ -23,13 +23,15 @@ def kernel_panels(report: Row) -> dict[str, Bars]:
     """{title: speeds by name}: ternary products of the largest matrix measured, one thread."""
     rows = [row for row in report["rows"] if row["threads"] == min(r["threads"] for r in report["rows"])]
     largest = max(rows, key=lambda row: row["shape"]["F"] * row["shape"]["H"])["shape"]
+    ours = {row["format"] for row in rows}  # rows also compare our formats with each other
     panels: dict[str, Bars] = {}
     for row in rows:
         if row["shape"] != largest or row["format"] not in ("2bit", "base3") or row["peer_name"] == "read bandwidth":
             continue
         matrix = f"{largest['F']} x {largest['H']}"
         bars = panels.setdefault(f"{row['what']}, {row['tokens']} tokens, {matrix}\n{row['unit']}", {})
-        bars[f"mote {row['format']}"], bars[row["peer_name"]] = row["ours"], row["peer"]
+        peer = f"mote {row['peer_name']}" if row["peer_name"] in ours else row["peer_name"]
+        bars[f"mote {row['format']}"], bars[peer] = row["ours"], row["peer"]
     return panels
 
 
