@@ -68,49 +68,54 @@ struct Mixer {
   int64_t tokens, rows;
   int32_t threads;
   std::vector<int64_t> start;  // rows of expert e: start[e] .. start[e + 1]
+  std::vector<Product> products;
 
+  // One token reads each matrix from RAM once, in one stream; more tokens save the memory of a product.
+  bool fused() const { return tokens > 1; }
   int hold() const;
+  void gate_and_up(const Expert &expert, Input &input, int64_t first, int64_t count, float *gate, float *up);
   int hidden_states(Input &h, Input &x);
   int outputs();
   void combine(float *y_TH, int64_t y_stride) const;
 };
 
 int Mixer::hold() const {
-  const int64_t shared = ffn.has_shared ? tokens * ffn.width : 0;
-  for (auto [buffer, count] : {std::pair{&s.gate_TF, shared},
-                               {&s.up_TF, shared},
-                               {&s.shared_TH, ffn.has_shared ? tokens * ffn.hidden : 0},
+  const int64_t shared = ffn.has_shared ? tokens : 0;
+  for (auto [buffer, count] : {std::pair{&s.gate_TF, shared * ffn.width},
+                               {&s.up_TF, fused() ? 0 : shared * ffn.width},
+                               {&s.shared_TH, shared * ffn.hidden},
                                {&s.gate_RF, rows * ffn.width},
-                               {&s.up_RF, rows * ffn.width},
+                               {&s.up_RF, fused() ? 0 : rows * ffn.width},
                                {&s.routed_RH, rows * ffn.hidden}})
     if (int status = buffer->hold(count)) return status;
   return MOTE_OK;
 }
 
+void Mixer::gate_and_up(const Expert &expert, Input &input, int64_t first, int64_t count, float *gate, float *up) {
+  if (fused()) {
+    products.push_back({&expert.gate, &input, first, count, gate, ffn.width, &expert.up});
+  } else {
+    products.push_back({&expert.gate, &input, first, count, gate, ffn.width});
+    products.push_back({&expert.up, &input, first, count, up, ffn.width});
+  }
+}
+
 // silu(gate) * up of all experts, into gate_TF and gate_RF.
 int Mixer::hidden_states(Input &h, Input &x) {
-  std::vector<Product> products;
   const int64_t width = ffn.width;
-  if (ffn.has_shared) {
-    products.push_back({&ffn.shared.gate, &h, 0, tokens, s.gate_TF.get(), width});
-    products.push_back({&ffn.shared.up, &h, 0, tokens, s.up_TF.get(), width});
-  }
+  products.clear();
+  if (ffn.has_shared) gate_and_up(ffn.shared, h, 0, tokens, s.gate_TF.get(), s.up_TF.get());
   for (size_t e = 0; e < ffn.experts.size(); ++e) {
     const int64_t first = start[e], count = start[e + 1] - first;
     if (count == 0) continue;
     // All rows of a single token are that token.
     const int64_t from = tokens == 1 ? 0 : first;
-    products.push_back({&ffn.experts[e].gate, &x, from, count, s.gate_RF.get() + first * width, width});
-    products.push_back({&ffn.experts[e].up, &x, from, count, s.up_RF.get() + first * width, width});
+    gate_and_up(ffn.experts[e], x, from, count, s.gate_RF.get() + first * width, s.up_RF.get() + first * width);
   }
   if (int status = multiply(isa, products.data(), static_cast<int64_t>(products.size()), threads)) return status;
-  const int64_t shared_rows = ffn.has_shared ? tokens : 0;
-  each(threads, shared_rows + rows, kSerialTokens, [&](int64_t i) {
-    const bool routed = i >= shared_rows;
-    float *gate = routed ? s.gate_RF.get() + (i - shared_rows) * width : s.gate_TF.get() + i * width;
-    const float *up = routed ? s.up_RF.get() + (i - shared_rows) * width : s.up_TF.get() + i * width;
-    isa.floats->silu_multiply(gate, up, width, gate);
-  });
+  if (fused()) return MOTE_OK;
+  if (ffn.has_shared) isa.floats->silu_multiply(s.gate_TF.get(), s.up_TF.get(), tokens * width, s.gate_TF.get());
+  isa.floats->silu_multiply(s.gate_RF.get(), s.up_RF.get(), rows * width, s.gate_RF.get());
   return MOTE_OK;
 }
 
@@ -118,7 +123,7 @@ int Mixer::hidden_states(Input &h, Input &x) {
 int Mixer::outputs() {
   Input shared(s.gate_TF.get(), ffn.has_shared ? tokens : 0, ffn.width, ffn.width);
   Input routed(s.gate_RF.get(), rows, ffn.width, ffn.width);
-  std::vector<Product> products;
+  products.clear();
   if (ffn.has_shared) products.push_back({&ffn.shared.down, &shared, 0, tokens, s.shared_TH.get(), ffn.hidden});
   for (size_t e = 0; e < ffn.experts.size(); ++e)
     if (const int64_t first = start[e], count = start[e + 1] - first; count > 0)
@@ -198,7 +203,7 @@ int mix(const Isa &isa, const Ffn &ffn, const float *h_TH, int64_t tokens, int64
   // Far above any model, far below an int64 size's end.
   if (rows > (int64_t{1} << 58) / std::max(ffn.width, ffn.hidden))
     return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " routed rows of %" PRId64 " numbers are out of range", rows, ffn.width);
-  Mixer mixer{isa, ffn, *scratch, tokens, rows, threads, {}};
+  Mixer mixer{isa, ffn, *scratch, tokens, rows, threads, {}, {}};
   if (int status = mixer.hold()) return status;
   Input h(h_TH, tokens, ffn.hidden, h_stride);
   const float *x = h_TH;

@@ -15,8 +15,8 @@
 namespace mote {
 namespace {
 
-constexpr int64_t kTokenBlock = 240;  // accumulators of a block: 60 KiB, beside a tile of weights in L2
-constexpr int64_t kTokenTile = 6;     // tokens that the kernels multiply together
+constexpr int64_t kTokenTile = 6;                 // tokens that the kernels multiply together
+constexpr int64_t kTokenBlock = 43 * kTokenTile;  // accumulators of a block: 64.5 KiB, beside a tile of weights in L2
 // Weights are prefetched well ahead of where they are read: a thread that decodes should read on where it has been.
 constexpr int64_t kRunBytes = 128 << 10;
 // Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
@@ -24,36 +24,30 @@ constexpr double kThreadCost = 2 << 20;
 
 struct Job {
   const Product *product;
-  const Form *form;
   int64_t block;  // tokens of one task
   int64_t run;    // strips of one task
   int64_t end;    // tasks of this product and of those before it
 };
 
-struct Region {
-  const Isa *isa;
-  const Job *jobs;
-  int64_t count;
-  void task(int64_t i) const;
-};
-
-// One task: strip `strip` of a product, tokens t0 .. t0 + tn - 1 of the input.
+// Strip `strip` of a matrix times tokens t0 .. t0 + tn - 1 of an input, into out [tn, rows of the strip].
 struct Task {
   const Isa &isa;
-  const Product &product;
-  const Form *form;
+  const Linear &linear;
+  const Input &input;
   int64_t strip, t0, tn;
+  float *out;
+  int64_t stride;
 
-  const mote_matrix &w() const { return *product.linear->w; }
-  const Geometry &m() const { return product.linear->m; }
+  const mote_matrix &w() const { return *linear.w; }
+  const Geometry &m() const { return linear.m; }
   int64_t n0() const { return strip * kStripRows; }
   int64_t rows() const { return std::min(kStripRows, w().rows - n0()); }
-  float *y(int64_t t) const { return product.y + (t0 - product.first + t) * product.y_stride + n0(); }
+  float *y(int64_t t) const { return out + t * stride; }
 
   void run() const;
-  void ternary(int32_t *acc_TR) const;
-  void ternary_grouped(int32_t *acc_TR) const;
-  void scaled(float *y_TR) const;
+  void ternary(const Form &form, int32_t *acc_TR) const;
+  void ternary_grouped(const Form &form, int32_t *acc_TR) const;
+  void scaled(const Form &form, float *y_TR) const;
   void add_bias() const;
 };
 
@@ -61,73 +55,80 @@ void Task::run() const {
   alignas(64) static thread_local unsigned char scratch[kTokenBlock * kStripRows * 4];
   if (is_float(w().format)) {
     const int64_t row_bytes = w().cols * (w().format == MOTE_BF16 ? 2 : 4);
-    isa.floats->rows_dot(w().format, w().data + n0() * row_bytes, rows(), w().cols,
-                         product.input->x() + t0 * product.input->stride(), product.input->stride(), tn, y(0),
-                         product.y_stride);
-  } else if (is_scaled(w().format)) {
-    scaled(reinterpret_cast<float *>(scratch));
+    isa.floats->rows_dot(w().format, w().data + n0() * row_bytes, rows(), w().cols, input.x() + t0 * input.stride(),
+                         input.stride(), tn, out, stride);
+  } else if (const Form &form = *input.form(linear); is_scaled(w().format)) {
+    scaled(form, stride == kStripRows ? out : reinterpret_cast<float *>(scratch));
   } else if (w().granularity == MOTE_GROUP) {
-    ternary_grouped(reinterpret_cast<int32_t *>(scratch));
+    ternary_grouped(form, reinterpret_cast<int32_t *>(scratch));
   } else {
-    ternary(reinterpret_cast<int32_t *>(scratch));
+    ternary(form, reinterpret_cast<int32_t *>(scratch));
   }
   if (w().bias) add_bias();
 }
 
-void Task::ternary(int32_t *acc_TR) const {
-  isa.dot(w().format, w().data + strip * m().kgs * kGroupBytes, m().kgs, form->x + t0 * form->stride, form->stride, tn,
+void Task::ternary(const Form &form, int32_t *acc_TR) const {
+  isa.dot(w().format, w().data + strip * m().kgs * kGroupBytes, m().kgs, form.x + t0 * form.stride, form.stride, tn,
           acc_TR);
   const auto *scale = static_cast<const float *>(w().scale);
   for (int64_t t = 0; t < tn; ++t) {
-    const int32_t sum = form->sum[t0 + t];
-    const float s = form->s[t0 + t];
+    const int32_t sum = form.sum[t0 + t];
+    const float s = form.s[t0 + t];
     const int32_t *acc = acc_TR + t * kStripRows;
-    float *out = y(t);
+    float *y_R = y(t);
     if (w().granularity == MOTE_TENSOR) {
       const float factor = s * scale[0];
-      for (int64_t r = 0; r < rows(); ++r) out[r] = static_cast<float>(acc[r] - sum) * factor;
+      for (int64_t r = 0; r < rows(); ++r) y_R[r] = static_cast<float>(acc[r] - sum) * factor;
     } else {
-      for (int64_t r = 0; r < rows(); ++r) out[r] = static_cast<float>(acc[r] - sum) * (s * scale[n0() + r]);
+      for (int64_t r = 0; r < rows(); ++r) y_R[r] = static_cast<float>(acc[r] - sum) * (s * scale[n0() + r]);
     }
   }
 }
 
-void Task::ternary_grouped(int32_t *acc_TR) const {
+void Task::ternary_grouped(const Form &form, int32_t *acc_TR) const {
   const auto *scale = static_cast<const float *>(w().scale) + n0() * m().scales;
   for (int64_t g = 0; g < m().scales; ++g) {
     const int64_t kg0 = g * m().kgs_full;
     isa.dot(w().format, w().data + (strip * m().kgs + kg0) * kGroupBytes, m().kgs_of(g, w().cols),
-            form->x + t0 * form->stride + kg0 * m().per_group, form->stride, tn, acc_TR);
+            form.x + t0 * form.stride + kg0 * m().per_group, form.stride, tn, acc_TR);
     const bool first = g == 0, last = g + 1 == m().scales;
     for (int64_t t = 0; t < tn; ++t) {
-      const int32_t sum = form->sum[(t0 + t) * m().scales + g];
-      float *out = y(t);
+      const int32_t sum = form.sum[(t0 + t) * m().scales + g];
+      float *y_R = y(t);
       for (int64_t r = 0; r < rows(); ++r) {
         const float term = static_cast<float>(acc_TR[t * kStripRows + r] - sum) * scale[r * m().scales + g];
-        const float total = (first ? 0.0f : out[r]) + term;
-        out[r] = last ? total * form->s[t0 + t] : total;
+        const float total = (first ? 0.0f : y_R[r]) + term;
+        y_R[r] = last ? total * form.s[t0 + t] : total;
       }
     }
   }
 }
 
-void Task::scaled(float *y_TR) const {
+void Task::scaled(const Form &form, float *y_TR) const {
   const auto *scale = static_cast<const uint16_t *>(w().scale) + strip * m().scales * kStripRows;
   const ScaledStrip weights = {w().data + strip * m().kgs * kGroupBytes, scale, w().cols, w().group, m().scales,
                                w().format};
-  const GroupedInput x = {form->x + t0 * form->stride, form->stride, form->s + t0 * m().scales,
-                          form->sum + t0 * m().scales};
+  const GroupedInput x = {form.x + t0 * form.stride, form.stride, form.s + t0 * m().scales,
+                          form.sum + t0 * m().scales};
   isa.dot_scaled(weights, x, tn, y_TR);
-  for (int64_t t = 0; t < tn; ++t) std::copy_n(y_TR + t * kStripRows, rows(), y(t));
+  for (int64_t t = 0; t < tn && y_TR != out; ++t) std::copy_n(y_TR + t * kStripRows, rows(), y(t));
 }
 
 void Task::add_bias() const {
   const float *bias = w().bias + n0();
   for (int64_t t = 0; t < tn; ++t) {
-    float *out = y(t);
-    for (int64_t r = 0; r < rows(); ++r) out[r] += bias[r];
+    float *y_R = y(t);
+    for (int64_t r = 0; r < rows(); ++r) y_R[r] += bias[r];
   }
 }
+
+struct Region {
+  const Isa *isa;
+  const Job *jobs;
+  int64_t count;
+  void task(int64_t i) const;
+  void silu_multiply(const Task &task, const Linear &up) const;
+};
 
 void Region::task(int64_t i) const {
   const Job *job = std::upper_bound(jobs, jobs + count, i, [](int64_t v, const Job &j) { return v < j.end; });
@@ -135,8 +136,20 @@ void Region::task(int64_t i) const {
   const int64_t strips = p.linear->m.strips, runs = ceil_div(strips, job->run);
   const int64_t local = i - (job == jobs ? 0 : job[-1].end), t0 = local / runs * job->block;
   const int64_t first = local % runs * job->run, last = std::min(first + job->run, strips);
-  for (int64_t strip = first; strip < last; ++strip)
-    Task{*isa, p, job->form, strip, p.first + t0, std::min(job->block, p.tokens - t0)}.run();
+  const int64_t tn = std::min(job->block, p.tokens - t0);
+  for (int64_t strip = first; strip < last; ++strip) {
+    const Task own{*isa, *p.linear, *p.input, strip, p.first + t0, tn, p.y + t0 * p.y_stride + strip * kStripRows, p.y_stride};
+    p.up ? silu_multiply(own, *p.up) : own.run();
+  }
+}
+
+// silu(task) * (the same of `up`): both products of a block stay in L2.
+void Region::silu_multiply(const Task &task, const Linear &up) const {
+  alignas(64) static thread_local float gate_TR[kTokenBlock * kStripRows], up_TR[kTokenBlock * kStripRows];
+  Task{*isa, task.linear, task.input, task.strip, task.t0, task.tn, gate_TR, kStripRows}.run();
+  Task{*isa, up, task.input, task.strip, task.t0, task.tn, up_TR, kStripRows}.run();
+  isa->floats->silu_multiply(gate_TR, up_TR, task.tn * kStripRows, gate_TR);
+  for (int64_t t = 0; t < task.tn; ++t) std::copy_n(gate_TR + t * kStripRows, task.rows(), task.y(t));
 }
 
 // Time of one multiplication, in those of a ternary one.
@@ -179,11 +192,13 @@ int multiply(const Isa &isa, const Product *products, int64_t count, int32_t thr
   double cost = 0;  // sizes may be absurd and still be consistent
   for (int64_t i = 0; i < count; ++i) {
     const Product &p = products[i];
-    if (int status = p.input->prepare(isa, *p.linear, threads)) return status;
     jobs[i].product = &p;
-    jobs[i].form = p.input->form(*p.linear);
-    cost += static_cast<double>(p.linear->m.strips * kStripRows * p.linear->w->cols) *
-            static_cast<double>(p.tokens * cost_of(p.linear->w->format));
+    for (const Linear *linear : {p.linear, p.up}) {
+      if (!linear) continue;
+      if (int status = p.input->prepare(isa, *linear, threads)) return status;
+      cost += static_cast<double>(linear->m.strips * kStripRows * linear->w->cols) *
+              static_cast<double>(p.tokens * cost_of(linear->w->format));
+    }
   }
   threads = static_cast<int32_t>(std::min<double>(threads, 1 + cost / kThreadCost));
   // Small matrices have few strips: shorter blocks of tokens even out the work, down to where unpacking would show.

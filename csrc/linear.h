@@ -62,13 +62,15 @@ class Input {
   std::unique_ptr<Form> forms_;
 };
 
-// y [tokens, N] at y_stride = rows first .. first + tokens - 1 of the input times the matrix, bias added.
+// y [tokens, N] at y_stride = rows first .. first + tokens - 1 of the input times the matrix, bias added. With `up`, of
+// the same size: y = silu(input times the matrix) * (input times up), without either product in memory.
 struct Product {
   const Linear *linear;
   Input *input;
   int64_t first, tokens;
   float *y;
   int64_t y_stride;
+  const Linear *up = nullptr;
 };
 // Prepares the inputs, then runs all products as one parallel region. They write disjoint outputs. MOTE_NO_MEMORY.
 int multiply(const Isa &isa, const Product *products, int64_t count, int32_t threads);

@@ -115,8 +115,11 @@ void many_tokens(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t 
     const int8_t *row = x + g * kQuadsOf<F> * 4;
     int32_t *acc = acc_TR;
     int64_t t = 0;
-    for (; t + 6 <= tokens; t += 6, row += 6 * x_stride, acc += 6 * kStripRows)
+    NextTile next(strip + (g + count) * kGroupBytes, count * kGroupBytes);
+    for (; t + 6 <= tokens; t += 6, row += 6 * x_stride, acc += 6 * kStripRows) {
+      next.fetch_part();
       multiply_tile<6>(tile, quads, row, x_stride, g == 0, acc);
+    }
     if (t < tokens) kMultiplyTail[tokens - t](tile, quads, row, x_stride, g == 0, acc);
   }
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "isa/isa.h"
@@ -27,6 +28,20 @@ static inline void prefetch_group(const uint8_t *p) {
   for (int64_t line = 0; line < 256; line += 64)
     _mm_prefetch(reinterpret_cast<const char *>(p) + kPrefetch + line, _MM_HINT_T0);
 }
+
+// Fetches the weights of the next tile into L2, a part with every multiplication of this one.
+class NextTile {
+ public:
+  NextTile(const uint8_t *begin, int64_t bytes) : at_(begin), end_(begin + bytes) {}
+  void fetch_part() {
+    for (const uint8_t *end = std::min(at_ + kPart, end_); at_ < end; at_ += 64)
+      _mm_prefetch(reinterpret_cast<const char *>(at_), _MM_HINT_T1);
+  }
+
+ private:
+  static constexpr int64_t kPart = 768;
+  const uint8_t *at_, *end_;
+};
 
 void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR);
 }  // namespace mote::avx512vnni

@@ -92,7 +92,9 @@ void unpack(const uint8_t *data, int64_t groups, uint8_t *tile) {
     a##t##3 = _mm512_dpbusd_epi32(a##t##3, w3, quad);       \
     pin(a##t##0), pin(a##t##1), pin(a##t##2), pin(a##t##3); \
   }
+// The last quad and the scaling of one token, so that the next token's products run beside it.
 #define FINISH(t)                                                    \
+  MULTIPLY(t)                                                        \
   if constexpr (t < T) {                                             \
     const __m512 s = _mm512_set1_ps(x.s_TG[t * w.scale_groups + g]); \
     float *y = y_TR + t * kStripRows;                                \
@@ -100,6 +102,7 @@ void unpack(const uint8_t *data, int64_t groups, uint8_t *tile) {
     add_group(y + 16, a##t##1, scale1, s);                           \
     add_group(y + 32, a##t##2, scale2, s);                           \
     add_group(y + 48, a##t##3, scale3, s);                           \
+    asm("" ::: "memory");                                            \
   } else {                                                           \
     (void)a##t##1, (void)a##t##2, (void)a##t##3, (void)x##t;         \
   }
@@ -111,13 +114,15 @@ __attribute__((noinline)) void multiply_group(const ScaledStrip &w, int64_t g, c
   const ScaleGroup group = scale_group(w, g);
   const int offset = w.format == MOTE_INT4 ? -8 : -128;
   FOR_TOKENS(START)
-  for (int64_t k = 0; k < group.quads; ++k, tile += kGroupBytes) {
+  int64_t k = 0;
+  for (; k + 1 < group.quads; ++k, tile += kGroupBytes) {
     const V w0 = load(tile), w1 = load(tile + 64), w2 = load(tile + 128), w3 = load(tile + 192);
     FOR_TOKENS(MULTIPLY)
   }
   const uint16_t *scale = w.scale_GR + g * kStripRows;
   const __m512 scale0 = scales(scale), scale1 = scales(scale + 16), scale2 = scales(scale + 32),
                scale3 = scales(scale + 48);
+  const V w0 = load(tile), w1 = load(tile + 64), w2 = load(tile + 128), w3 = load(tile + 192);
   FOR_TOKENS(FINISH)
 }
 #undef FOR_TOKENS
@@ -131,8 +136,9 @@ constexpr MultiplyGroup kMultiply[7] = {nullptr,           multiply_group<1>, mu
 
 // All tokens against scale groups first .. first + count - 1, whose codes lie at tile.
 void multiply_tile(const ScaledStrip &w, int64_t first, int64_t count, const uint8_t *tile, GroupedInput x,
-                   int64_t tokens, float *y_TR) {
+                   int64_t tokens, NextTile next, float *y_TR) {
   for (int64_t t = 0; t < tokens; t += 6) {
+    next.fetch_part();
     const MultiplyGroup multiply = kMultiply[std::min<int64_t>(6, tokens - t)];
     for (int64_t j = 0; j < count; ++j) multiply(w, first + j, tile + j * w.group / 4 * kGroupBytes, x, y_TR);
     x.x += 6 * x.stride;
@@ -150,8 +156,9 @@ void many_tokens(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, fl
     const int64_t count = std::min(groups, w.scale_groups - first), last = first + count - 1;
     const int64_t quads = (count - 1) * w.group / 4 + scale_group(w, last).quads;
     if (w.format == MOTE_INT4) unpack(data, (quads + 1) / 2, tile);
-    multiply_tile(w, first, count, w.format == MOTE_INT4 ? tile : data, x, tokens, y_TR);
-    data += (w.format == MOTE_INT4 ? (quads + 1) / 2 : quads) * kGroupBytes;
+    const int64_t bytes = (w.format == MOTE_INT4 ? (quads + 1) / 2 : quads) * kGroupBytes;
+    multiply_tile(w, first, count, w.format == MOTE_INT4 ? tile : data, x, tokens, NextTile(data + bytes, bytes), y_TR);
+    data += bytes;
   }
 }
 }  // namespace

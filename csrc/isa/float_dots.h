@@ -19,7 +19,7 @@ constexpr int64_t kSumRows = 32;           // rows and tokens whose running sums
 constexpr int64_t kBlockTokens = 48;
 constexpr int64_t kFewTokens = 6;          // up to which nothing is converted beforehand
 constexpr int64_t kFewBytes = 128 * 1024;  // of rows that few tokens go over several times
-constexpr int64_t kAhead = 1024;           // bytes between the weights in use and those being fetched
+constexpr int64_t kAhead = 256;            // bytes between the weights in use and those being fetched
 
 template <int32_t Format>
 constexpr int64_t kBytes = Format == MOTE_BF16 ? 2 : 4;
