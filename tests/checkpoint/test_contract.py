@@ -14,17 +14,18 @@ from mote.ternary.format import FULL_PRECISION, QUANTIZERS, WeightFormat
 formats = st.builds(
     WeightFormat,
     quantizer=st.sampled_from(QUANTIZERS),
-    scale=st.sampled_from(["absmean", "lloyd_max", "absmax"]),
+    scale=st.sampled_from(["absmean", "lloyd_max", "absmax", "given"]),
     granularity=st.sampled_from(["tensor", "row"]),
 ) | st.just(WeightFormat(granularity="group", group=64))
 
 integers = st.builds(
     WeightFormat,
-    quantizer=st.sampled_from(["int4", "int8"]),
-    scale=st.just("absmax"),
+    quantizer=st.sampled_from(["int2", "int3", "int4", "int6", "int8"]),
+    scale=st.sampled_from(["absmax", "given"]),
     granularity=st.just("group"),
     group=st.sampled_from([32, 64, 128]),
     activation=st.just("int8_group"),
+    symmetric=st.booleans(),
 )
 INT4 = {"quantizer": "int4", "scale": "absmax", "granularity": "group", "group": 64, "activation": "int8_group"}
 
@@ -61,6 +62,19 @@ def test_a_config_without_the_newer_keys_still_loads() -> None:
     assert config == MoteConfig(layers=(0, 1), state="packed", codec="base3")
 
 
+@given(routed=integers)
+def test_integer_experts_need_no_codec(routed: WeightFormat) -> None:
+    config = MoteConfig(state="packed", layers=(0,), routed=routed, shared_expert=False)
+    assert MoteConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_symmetric_formats_are_written_as_before_there_were_others() -> None:
+    plain = MoteConfig(layers=(0,)).to_dict()
+    assert all("symmetric" not in plain[name] for name in ("routed", "shared", "attention", "head"))
+    other = WeightFormat(**INT4, symmetric=False)
+    assert MoteConfig(layers=(0,), shared=other).to_dict()["shared"]["symmetric"] is False
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [
@@ -85,7 +99,10 @@ def test_a_config_without_the_newer_keys_still_loads() -> None:
         {"attention": INT4},
         {"head": INT4},
         {"state": "packed", "codec": "2bit", "attention": {**INT4, "activation": "int8"}},
-        {"state": "packed", "codec": "2bit", "head": {**INT4, "quantizer": "int6"}},
+        {"state": "packed", "codec": "2bit", "head": {**INT4, "quantizer": "binary"}},
+        {"state": "packed", "codec": "2bit", "head": {"quantizer": "int4", "symmetric": False}},
+        {"shared": {**INT4, "symmetric": "no"}},
+        {"shared": {**INT4, "quantizer": "ternary", "symmetric": False}},
         {"state": "packed", "codec": "2bit", "head": {**INT4, "scale": "lloyd_max"}},
         {"state": "packed", "codec": "2bit", "attention": {"quantizer": "ternary"}},
         {"shared": {**INT4, "granularity": "row", "group": 0}},

@@ -18,42 +18,62 @@ GOLDEN = {
     ),
     "2bit": ("36715d389b0516ca0bac993bf7b8014b2ae86f69b6a1499b579d5d0db6563e35",)
     * 2,  # a scale group is whole k-groups, so it moves nothing
-    # of golden_weights(70, 45, codec) with groups of 16 and 64 inputs: whole k-groups again
+    # of golden_weights(70, 45, codec) with groups of 16 (int3: 32) and 64 inputs: whole k-groups again
     "int4": ("ae44e9f6417f6ecd5f80f3affd39746a18cddbc135b13ac0e29333decf5cc83a",) * 2,
+    "int2": ("45aa33425d389f77b53a3794a69921b579d5b9b99cf901a6339e435b614cd259",) * 2,
+    "int3": ("0ec424dca1ea19aedd135d5750c2a0c4e85e5cc49c69e96187c4c1106733dac4",) * 2,
     "int8": ("1d033e3d8ff3ad8738ce66cef026e5074145718a9c9fe0dc6aca656a25f03b0e",) * 2,
+    "int6": ("c834bdfd46173d69097874300c66ce28a3245dc863fecc59a8b27f544dbef1b3",) * 2,
+    "uint8": ("8a5d81d40b4139f08931aedbf92b525099834c85c97fc0ab1b5f90f3fc4b72cc",) * 2,
 }
-RADIX = {"base3": 3, "2bit": 4, "int4": 16, "int8": 256}
+RADIX = {"base3": 3, "2bit": 4, "int2": 4, "int4": 16, "int8": 256, "uint8": 256}
+CUT = {"int3": 2, "int6": 4}
+"""Codecs that cut digits into bits: how many lie in the first two of three blocks."""
 TERNARY = ("2bit", "base3")
 
 
-def some_group(codec: Codec) -> int:
-    """No scale groups where they are optional, groups of 16 inputs otherwise."""
-    return 16 if codec.max_group else 0
+def some_group(codec: Codec, like: int = 16) -> int:
+    """No scale groups where they are optional; otherwise groups of about `like` inputs, as far as the codec has them."""
+    return -(-like // codec.group_multiple) * codec.group_multiple if codec.max_group else 0
 
 
 def golden_weights(rows: int, cols: int, codec: Codec | None = None) -> torch.Tensor:
     n, k = torch.arange(rows)[:, None], torch.arange(cols)[None, :]
-    if codec is None or codec.high == 1:
+    if codec is None or codec.low == -1:
         return ((n * n + 3 * k * n + k * k * k) % 7 % 3 - 1).to(torch.int8)
     return ((n * n + 3 * k * n + k * k * k) % 257 % (codec.high - codec.low + 1) + codec.low).to(torch.int8)
 
 
 def byte_by_byte(codec: Codec, q: torch.Tensor, group: int) -> torch.Tensor:
     """The format as its documentation words it, one digit at a time."""
-    radix = RADIX[codec.name]
     rows, cols = q.shape
-    padding = sum(codec.offset * radix**p for p in range(codec.digits_per_byte))
-    packed = torch.full(codec.packed_shape(rows, cols, group), padding, dtype=torch.int64)
+    packed = torch.zeros(codec.packed_shape(rows, cols, group), dtype=torch.int64)
+    strips, k_groups, _ = packed.shape
     width = group or cols
-    groups_before = -(-width // codec.k_per_group)
-    for n in range(rows):
-        for k in range(cols):
-            scale_group, inside = divmod(k, width)
-            k_group, offset = divmod(inside, codec.k_per_group)
-            p, b = divmod(offset, 4)
-            byte = (n // 16 % 4) * 64 + (n % 16) * 4 + b
-            packed[n // 64, scale_group * groups_before + k_group, byte] += int(q[n, k]) * radix**p
+    stored = -(-width // codec.k_per_group) * codec.k_per_group
+    digits = torch.full((64 * strips, k_groups * codec.k_per_group), codec.offset)
+    for k in range(cols):
+        digits[:rows, k // width * stored + k % width] += q[:, k]
+    for n in range(64 * strips):
+        for k in range(digits.shape[1]):
+            for place, part in parts(codec, n, k, int(digits[n, k])):
+                packed[place] += part
     return packed.to(torch.uint8)
+
+
+def parts(codec: Codec, n: int, k: int, digit: int) -> list[tuple[tuple[int, int, int], int]]:
+    """Where in the packed matrix the digit of row n and stored input k goes, and what it adds to the bytes there."""
+    p, byte = k % codec.k_per_group // 4, n % 64 // 16 * 64 + n % 16 * 4 + k % 4
+    strip, k_group = n // 64, k // codec.k_per_group
+    if codec.name not in CUT:
+        return [((strip, k_group, byte), digit * RADIX[codec.name] ** p)]
+    bits = CUT[codec.name]
+    places = 8 // bits  # digits whose low bits share a byte
+    low, top = digit % 2**bits, digit // 2**bits
+    return [
+        ((strip, k_group, p // places * 256 + byte), low << p % places * bits),
+        ((strip, k_group, 512 + byte), top << p * bits // 2),
+    ]
 
 
 @pytest.fixture(params=sorted(CODECS))
@@ -65,8 +85,12 @@ def test_registry_names_and_sizes() -> None:
     assert {name: (c.name, c.k_per_group, c.bits_per_weight) for name, c in CODECS.items()} == {
         "base3": ("base3", 20, 1.6),
         "2bit": ("2bit", 16, 2.0),
+        "int2": ("int2", 16, 2.0),
+        "int3": ("int3", 32, 3.0),
         "int4": ("int4", 8, 4.0),
+        "int6": ("int6", 16, 6.0),
         "int8": ("int8", 4, 8.0),
+        "uint8": ("uint8", 4, 8.0),
     }
 
 
@@ -88,28 +112,28 @@ def test_single_weights_are_pinned() -> None:
 
 
 def test_position_of_one_weight(codec: Codec) -> None:
-    radix, group = RADIX[codec.name], some_group(codec)
+    group = some_group(codec)
     zeros = codec.pack(torch.zeros(130, 50, dtype=torch.int8), group).int()
     for n, k in ((0, 1), (0, 4), (1, 0), (16, 0), (63, 15), (64, 16), (129, 49)):
         q = torch.zeros(130, 50, dtype=torch.int8)
         q[n, k] = 1
         difference = codec.pack(q, group).int() - zeros
-        place = (n // 64, k // codec.k_per_group, n % 64 // 16 * 64 + n % 16 * 4 + k % 4)
-        assert difference.nonzero().tolist() == [list(place)]
-        assert difference[place].item() == radix ** (k % codec.k_per_group // 4)
+        places, steps = zip(*(part for part in parts(codec, n, k, 1) if part[1]), strict=True)
+        assert difference.nonzero().tolist() == [list(place) for place in places]
+        assert [difference[place].item() for place in places] == list(steps)
 
 
 @pytest.mark.parametrize(
     ("rows", "cols", "group"), [(1, 1, 0), (70, 45, 0), (64, 16, 0), (65, 20, 0), (70, 45, 16), (3, 33, 32)]
 )
 def test_bytes_are_those_of_the_specification(codec: Codec, rows: int, cols: int, group: int) -> None:
-    group = group or some_group(codec)
+    group = some_group(codec, group or 16) or group
     q = golden_weights(rows, cols, codec)
     assert torch.equal(codec.pack(q, group), byte_by_byte(codec, q, group))
 
 
 def test_golden_bytes(codec: Codec) -> None:
-    groups = (16, 64) if codec.max_group else (0, 16)
+    groups = (some_group(codec), 64) if codec.max_group else (0, 16)
     q = golden_weights(70, 45, codec)
     digests = [hashlib.sha256(codec.pack(q, group).numpy().tobytes()).hexdigest() for group in groups]
     assert tuple(digests) == GOLDEN[codec.name]
@@ -126,7 +150,7 @@ def test_golden_bytes(codec: Codec) -> None:
 )
 def test_round_trip(name: str, rows: int, cols: int, group: int, experts: tuple[int, ...], seed: int) -> None:
     codec = CODECS[name]
-    group = group or some_group(codec)
+    group = some_group(codec, group or 16) or group
     generator = torch.Generator().manual_seed(seed)
     q = torch.randint(codec.low, codec.high + 1, (*experts, rows, cols), dtype=torch.int8, generator=generator)
     packed = codec.pack(q, group)
@@ -167,12 +191,14 @@ def test_illegal_digits_are_found(name: str, illegal: range) -> None:
 
 @pytest.mark.parametrize(("rows", "cols", "group"), [(63, 80, 0), (64, 79, 0), (64, 90, 48)])
 def test_padding_must_be_weight_zero(codec: Codec, rows: int, cols: int, group: int) -> None:
-    group = group or some_group(codec)
+    group = some_group(codec, group or 16) or group
     packed = codec.pack(torch.zeros(rows, cols, dtype=torch.int8), group)
     stored = torch.zeros(64, packed.shape[1] * codec.k_per_group, dtype=torch.int8)
     ones = codec.pack(stored + 1, group if codec.max_group else 0)
     codec.check(packed, rows, cols, group)
-    damaged = torch.where(torch.arange(256) >= 252, ones, packed)  # the last row, padding columns included
+    damaged = torch.where(
+        torch.arange(codec.k_group_bytes) % 256 >= 252, ones, packed
+    )  # the last row, padding columns included
     if group == 48:
         damaged = packed.clone()
         damaged[0, -1] = ones[0, -1]
@@ -201,6 +227,9 @@ def test_wrong_shapes_and_types_are_refused(codec: Codec) -> None:
         (TERNARY, (-128, -2, 2, 127), "not -1, 0 or 1"),
         (("int4",), (-128, -9, 8, 127), "not in -8..7"),
         (("int8",), (-128,), "not in -127..127"),
+        (("int2",), (-128, -3, 2, 127), "not in -2..1"),
+        (("int3",), (-128, -5, 4, 127), "not in -4..3"),
+        (("int6",), (-128, -33, 32, 127), "not in -32..31"),
     ],
 )
 def test_weights_out_of_range_are_refused(names: tuple[str, ...], illegal: tuple[int, ...], message: str) -> None:
@@ -223,7 +252,9 @@ def test_two_bit_groups_start_on_a_k_group() -> None:
     assert CODECS["base3"].packed_shape(4, 48, 24) == (1, 4, 256)
 
 
-@pytest.mark.parametrize(("name", "multiple"), [("int4", 8), ("int8", 4)])
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("int2", 16), ("int3", 32), ("int4", 8), ("int6", 16), ("int8", 4), ("uint8", 4)]
+)
 def test_scaled_formats_always_have_groups(name: str, multiple: int) -> None:
     codec = CODECS[name]
     for group in (0, 1024 + multiple):
@@ -231,7 +262,7 @@ def test_scaled_formats_always_have_groups(name: str, multiple: int) -> None:
             codec.packed_shape(4, 48, group)
     with pytest.raises(FormatError, match=rf"not a multiple of {multiple}"):
         codec.packed_shape(4, 48, multiple + 2)
-    assert codec.packed_shape(65, 48, 1024) == (2, 48 // codec.k_per_group, 256)
+    assert codec.packed_shape(65, 64, 1024) == (2, 64 // codec.k_per_group, codec.k_group_bytes)
 
 
 @pytest.mark.parametrize(("rows", "groups"), [(1, 1), (64, 3), (70, 5)])

@@ -18,7 +18,7 @@ MODEL_TYPE = "mote_lmm"
 State = Literal["dense", "upcycled", "packed"]
 Combine = Literal["add", "convex", "gated"]
 CodecName = Literal["base3", "2bit"]
-IntegerCodec = Literal["int4", "int8"]
+IntegerCodec = Literal["int2", "int3", "int4", "int6", "int8", "uint8"]
 SIZES = ("hidden_size", "ffn_size", "query_size", "key_value_size", "vocab_size")
 """Keys that state unpadded sizes, which packed tensors do not tell."""
 
@@ -29,9 +29,11 @@ def integer_codec(fmt: WeightFormat) -> IntegerCodec | None:
     INT8 activations with a scale per group are what tells weights that are stored packed from weights that are kept as
     floats and quantised on the fly.
     """
-    if fmt.activation != "int8_group" or fmt.granularity != "group" or fmt.scale != "absmax":
+    if fmt.activation != "int8_group" or fmt.granularity != "group" or fmt.scale not in ("absmax", "given"):
         return None
-    return fmt.quantizer if fmt.quantizer in ("int4", "int8") else None
+    if fmt.quantizer == "int8":
+        return "int8" if fmt.symmetric else "uint8"
+    return fmt.quantizer if fmt.quantizer in ("int2", "int3", "int4", "int6") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class MoteConfig:
         `shared` in a packed model is also that of the FFNs in layers without a mixture.
     attention, head: number formats of the projections q, k, v, o and of the language model's head (with a tied
         embedding, of the one table that is both): full precision, or an `integer_codec` format in a packed model.
-    codec: packed layout of the ternary matrices; None unless state is "packed".
+    codec: packed layout of the ternary matrices; None where there are none, or state is not "packed".
     balance_coefficient: weight of the load-balancing loss (Switch), summed over layers.
     hidden_size, ffn_size: H and F of the FFNs, without which packed tensors cannot be decoded; 0 where a
         float shared expert or the float experts tell them.
@@ -110,8 +112,12 @@ class MoteConfig:
         ):
             if value not in allowed:
                 raise FormatError(f"quantization_config: {name}={value!r} is unknown; use one of {allowed}")
-        if (self.state == "packed" and not dense) != (self.codec is not None):
-            raise FormatError(f"quantization_config: codec={self.codec!r} with state={self.state!r}")
+        mixture = self.state == "packed" and not dense
+        ternary = any(fmt.quantizer in ("ternary", "binary") for fmt in (self.routed, self.shared))
+        if self.codec is None and mixture and ternary:
+            raise FormatError("quantization_config: ternary matrices in a packed model, but codec is null")
+        if self.codec is not None and not mixture:
+            raise FormatError(f"quantization_config: codec={self.codec!r} with state={self.state!r} and no mixture")
         if tuple(sorted(set(self.layers))) != tuple(self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
         for name in ("attention", "head"):
@@ -119,7 +125,7 @@ class MoteConfig:
             if fmt.quantizer != "none" and (self.state != "packed" or integer_codec(fmt) is None):
                 raise FormatError(
                     f"quantization_config: {name} in {fmt.quantizer}, state {self.state!r}; only a packed model has it "
-                    "quantised, to int4 or int8 by absmax per group, with int8_group activations"
+                    "quantised, to integers with scales per group and int8_group activations"
                 )
         if self.combine != "add" and not self.shared_expert:
             raise FormatError(f"combine={self.combine!r} needs the shared expert; use combine='add' without one")
@@ -128,6 +134,9 @@ class MoteConfig:
         """JSON-able form, as it stands in config.json; `from_dict` is its inverse."""
         plain = asdict(self)
         plain["layers"] = list(self.layers)
+        for name in ("routed", "shared", "attention", "head"):
+            if plain[name]["symmetric"]:  # which it is where the key is absent, as in files of before it existed
+                del plain[name]["symmetric"]
         return {"quant_method": QUANT_METHOD, **plain}
 
     @classmethod

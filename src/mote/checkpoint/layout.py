@@ -9,14 +9,16 @@ dense keys stay valid:
     <layer>.mlp.router.weight                           [E, H] F32
     <layer>.mlp.experts.{gate,up,down}_proj             up-cycled experts [E, N, K], any float dtype
     <layer>.mlp.experts.gain                            [E] F32, combine "gated", up-cycled only
-    <layer>.mlp.experts.{gate,up,down}_proj_packed      [E, S, KG, 256] U8, see `mote.ternary.codecs`
-    <layer>.mlp.experts.{gate,up,down}_proj_scale       [E] | [E, N] | [E, N, G] F32
+    <layer>.mlp.experts.{gate,up,down}_proj_packed      [E, S, KG, 256 | 768] U8, see `mote.ternary.codecs`
+    <layer>.mlp.experts.{gate,up,down}_proj_scale       ternary: [E] | [E, N] | [E, N, G] F32; else as `<module>.scale`
+    <layer>.mlp.experts.{gate,up,down}_proj_zero        [E, S, G, 64] BF16, of grids that are not symmetric
 
 A packed linear (shared expert, FFN of a layer without a mixture, attention projection, head or tied table) has, where
 `<module>.weight` was,
 
-    <module>.packed                                     [S, KG, 256] U8
-    <module>.scale                                      ternary: [] | [N] | [N, G] F32; int4, int8: [S, G, 64] BF16
+    <module>.packed                                     [S, KG, 256 | 768] U8
+    <module>.scale                                      ternary: [] | [N] | [N, G] F32; integers: [S, G, 64] BF16
+    <module>.zero                                       [S, G, 64] BF16, of grids that are not symmetric
 """
 
 import re
@@ -54,12 +56,24 @@ class Linear(NamedTuple):
     codec: str
 
     def expected(self, module: str) -> dict[str, Expected]:
-        """The two tensors of the packed linear called `module`. Raises FormatError on sizes the codec cannot hold."""
-        scale_dtype = "F32" if is_ternary(self.format) else "BF16"
-        return {
-            f"{module}.packed": (("U8",), _packed_shape(self.codec, self.format, self.rows, self.cols)),
-            f"{module}.scale": ((scale_dtype,), scale_shape(self.format, self.rows, self.cols)),
+        """The tensors of the packed linear called `module`. Raises FormatError on sizes the codec cannot hold."""
+        return {f"{module}.{part}": expected for part, expected in self.parts().items()}
+
+    def stack(self, name: str, experts: int) -> dict[str, Expected]:
+        """Those of a stack of so many matrices, of routed experts, called `name`."""
+        return {f"{name}_{part}": (types, (experts, *shape)) for part, (types, shape) in self.parts().items()}
+
+    def parts(self) -> dict[str, Expected]:
+        """Types and shape of "packed", "scale" and, where the grid is not symmetric, "zero", in this order."""
+        scale_dtype, scales = (
+            "F32" if is_ternary(self.format) else "BF16",
+            scale_shape(self.format, self.rows, self.cols),
+        )
+        parts: dict[str, Expected] = {
+            "packed": (("U8",), _packed_shape(self.codec, self.format, self.rows, self.cols)),
+            "scale": ((scale_dtype,), scales),
         }
+        return parts if self.format.symmetric else {**parts, "zero": (("BF16",), scales)}
 
 
 def is_ternary(fmt: WeightFormat) -> bool:
@@ -137,12 +151,7 @@ def expected_tensors(mote: MoteConfig, prefix: str, hidden: int, ffn: int) -> di
     for matrix in MATRICES:
         rows, cols = matrix_shape(matrix, hidden, ffn)
         if routed is not None:
-            name = f"{prefix}experts.{matrix}"
-            expected[f"{name}_packed"] = (
-                ("U8",),
-                (experts, *_packed_shape(routed, mote.routed, rows, cols)),
-            )
-            expected[f"{name}_scale"] = (("F32",), (experts, *scale_shape(mote.routed, rows, cols)))
+            expected |= Linear(rows, cols, mote.routed, routed).stack(f"{prefix}experts.{matrix}", experts)
         else:
             expected[f"{prefix}experts.{matrix}"] = (FLOATS, (experts, rows, cols))
         if not mote.shared_expert:
@@ -194,7 +203,7 @@ def _packed_shape(codec: str, fmt: WeightFormat, rows: int, cols: int) -> tuple[
 
 def check_layout(checkpoint: "Checkpoint") -> None:
     """Raise CheckpointError unless every mixture and packed linear has its tensors in dtype and shape, and finite
-    scales."""
+    scales and zero points."""
     mote, tensors, root = checkpoint.mote, checkpoint.tensors, checkpoint.root
     if mote is None:
         stray = next((name for name in tensors if _PACKED.search(name)), None)
@@ -228,7 +237,7 @@ def _check_tensor(checkpoint: "Checkpoint", name: str, expected: Expected) -> No
         raise CheckpointError(
             f"tensor {name!r} in {info.shard} is {info.dtype}{list(info.shape)}, not {dtypes[0]}{list(shape)}"
         )
-    if name.endswith(("_scale", ".scale")):
+    if name.endswith(("_scale", ".scale", "_zero", ".zero")):
         _check_scales(checkpoint, info)
 
 
@@ -243,4 +252,5 @@ def _check_scales(checkpoint: "Checkpoint", info: TensorInfo) -> None:
     else:
         finite = bool(np.isfinite(np.frombuffer(pages, dtype="<f4", count=info.numel, offset=inside)).all())
     if not finite:
-        raise CheckpointError(f"tensor {info.name!r} in {info.shard} holds scales that are NaN or Inf; pack again")
+        what = "zero points" if info.name.endswith("zero") else "scales"
+        raise CheckpointError(f"tensor {info.name!r} in {info.shard} holds {what} that are NaN or Inf; pack again")

@@ -30,4 +30,4 @@ def decode(packed: Tensor) -> Tensor:
     return torch.stack([*digits, rest], dim=-1)
 
 
-BASE3 = Codec(name="base3", digits_per_byte=len(_POWERS), group_multiple=1, encode=encode, decode=decode)
+BASE3 = Codec(name="base3", planes=len(_POWERS), group_multiple=1, encode=encode, decode=decode)

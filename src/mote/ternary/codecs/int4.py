@@ -22,7 +22,7 @@ def decode(packed: Tensor) -> Tensor:
 
 INT4 = Codec(
     name="int4",
-    digits_per_byte=2,
+    planes=2,
     group_multiple=8,
     encode=encode,
     decode=decode,

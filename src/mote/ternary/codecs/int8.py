@@ -20,7 +20,7 @@ def decode(packed: Tensor) -> Tensor:
 
 INT8 = Codec(
     name="int8",
-    digits_per_byte=1,
+    planes=1,
     group_multiple=4,
     encode=encode,
     decode=decode,

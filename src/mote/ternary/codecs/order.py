@@ -5,7 +5,7 @@ other, where P is the number of digits in a byte; one k-group of one strip is 25
 
     byte[s, g, c * 64 + r * 4 + b] = sum_p digit(row = 64 s + 16 c + r, input = 4 P g + 4 p + b) * radix^p
 
-so 64 consecutive bytes serve 16 rows, and 4 consecutive bytes hold, plane by plane, the 4 neighbouring inputs
+(int3 and int6 cut digits into bits, which lie in three such blocks of 256 bytes, one after the other), so 64 consecutive bytes serve 16 rows, and 4 consecutive bytes hold, plane by plane, the 4 neighbouring inputs
 that one lane of a dot-product instruction multiplies. digit = weight + offset (1 for ternary weights); rows and
 inputs beyond the matrix have weight 0. With scales per group of inputs, each scale group starts on a fresh k-group,
 and its last k-group is padded. Byte by byte: docs/reference/packed-format.md.
@@ -24,7 +24,7 @@ STRIP_ROWS = 64
 ROW_BLOCKS = 4
 BLOCK_ROWS = 16
 LANE_INPUTS = 4
-K_GROUP_BYTES = STRIP_ROWS * LANE_INPUTS
+BLOCK_BYTES = STRIP_ROWS * LANE_INPUTS
 
 
 def scale_group_widths(cols: int, group: int) -> tuple[int, int, int]:

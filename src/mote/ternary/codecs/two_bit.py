@@ -21,4 +21,4 @@ def decode(packed: Tensor) -> Tensor:
     return torch.stack([(packed >> (2 * p)) & 3 for p in range(_DIGITS)], dim=-1)
 
 
-TWO_BIT = Codec(name="2bit", digits_per_byte=_DIGITS, group_multiple=16, encode=encode, decode=decode)
+TWO_BIT = Codec(name="2bit", planes=_DIGITS, group_multiple=16, encode=encode, decode=decode)
