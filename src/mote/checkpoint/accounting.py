@@ -9,6 +9,7 @@ The two are never quoted as one another; every number of the second kind has `pa
 Source of the table: arXiv 2506.14435, as quoted in its table of memory (18.1, 6.8 and 3.4 GB at 3B).
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -61,12 +62,15 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 def component_of(name: str, mixtures: frozenset[str] = frozenset()) -> str:
     """Which of `COMPONENTS` a tensor belongs to; `mixtures` are the prefixes of layers with a mixture."""
-    for component, pattern in _PATTERNS:
-        if pattern.search(name):
-            if component == "dense_ffn" and any(name.startswith(prefix) for prefix in mixtures):
-                return "shared_experts"
-            return component
-    return "other"
+    component = _component(name)
+    if component == "dense_ffn" and any(name.startswith(prefix) for prefix in mixtures):
+        return "shared_experts"
+    return component
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _component(name: str) -> str:
+    return next((component for component, pattern in _PATTERNS if pattern.search(name)), "other")
 
 
 def component_bytes(tensors: Iterable[TensorInfo | PlannedTensor]) -> dict[str, int]:

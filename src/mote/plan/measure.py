@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args
 
 from mote.checkpoint.accounting import GIB, component_bytes, nominal_bits, paper_gib_of, true_ffn_bytes
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.planned import planned_tensors
+from mote.checkpoint.header import PlannedTensor
+from mote.checkpoint.planned import planned_tensors, with_sizes
 from mote.checkpoint.resident import Resident, cache_bytes, resident, token_bytes
 from mote.checkpoint.writer import planned_files
 from mote.errors import MoteError, PlanError
@@ -104,21 +105,8 @@ def measure(skeleton: Skeleton, choice: Choice, use: Use | None = None) -> Plan:
     """The plan of `choice` for a model. Raises FormatError for sizes that a format cannot hold, PlanError for layers or
     tokens that are not there."""
     use = (use or Use()).check(skeleton)
-    if choice.layers and choice.layers[-1] >= skeleton.layers:
-        raise PlanError(f"plan: layer {choice.layers[-1]} of a model with {skeleton.layers}")
-    mote = choice.contract(skeleton.layers)
-    try:
-        tensors = planned_tensors(skeleton.tensors, mote)
-    except MoteError as error:
-        raise type(error)(f"{skeleton.name}: {error}") from None
-    needs = resident(
-        *(tensors, mote),
-        context=use.context,
-        image_tokens=use.images * skeleton.image_tokens,
-        kv=use.kv,
-        tower_bytes_per_weight=2 if use.bf16 else 4,
-        eyes=use.images > 0,
-    )
+    mote, tensors = _stored(skeleton, choice)
+    needs = _resident(skeleton, mote, tensors, use)
     return Plan(
         model=skeleton.name,
         choice=choice,
@@ -129,6 +117,43 @@ def measure(skeleton: Skeleton, choice: Choice, use: Use | None = None) -> Plan:
         resident=needs,
         token_bytes=token_bytes(tensors, mote) + cache_bytes(tensors, mote, use.context, use.kv),
         token_bits=token_bits(skeleton, choice, mote),
+    )
+
+
+def count(skeleton: Skeleton, choice: Choice, on: On, use: Use) -> int:
+    """`Plan.bytes(on)` of a choice, without the rest of the plan."""
+    if on == "paper":
+        mote = choice.contract(skeleton.layers)
+        return round(paper_gib_of(mote, skeleton.hidden_size, skeleton.ffn_size, skeleton.layers) * GIB)
+    mote, tensors = _stored(skeleton, choice)
+    if on == "ffn":
+        return true_ffn_bytes(tensors)
+    if on == "file":
+        return sum(planned_files(tensors).values())
+    return _resident(skeleton, mote, tensors, use).total
+
+
+def _stored(skeleton: Skeleton, choice: Choice) -> tuple[MoteConfig | None, list[PlannedTensor]]:
+    """The contract, with its sizes, and the tensors of the checkpoint."""
+    if choice.layers and choice.layers[-1] >= skeleton.layers:
+        raise PlanError(f"plan: layer {choice.layers[-1]} of a model with {skeleton.layers}")
+    mote = choice.contract(skeleton.layers)
+    try:
+        if mote is not None:
+            mote = with_sizes(mote, {tensor.name: tensor.shape for tensor in skeleton.tensors})
+        return mote, planned_tensors(skeleton.tensors, mote)
+    except MoteError as error:
+        raise type(error)(f"{skeleton.name}: {error}") from None
+
+
+def _resident(skeleton: Skeleton, mote: MoteConfig | None, tensors: list[PlannedTensor], use: Use) -> Resident:
+    return resident(
+        *(tensors, mote),
+        context=use.context,
+        image_tokens=use.images * skeleton.image_tokens,
+        kv=use.kv,
+        tower_bytes_per_weight=2 if use.bf16 else 4,
+        eyes=use.images > 0,
     )
 
 
