@@ -3,11 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mote.checkpoint.accounting import paper_gib
 from mote.errors import FormatError, PlanError
 from mote.plan import known
 from mote.plan.budget import Space, table
-from mote.plan.choice import Choice, storage_bits
+from mote.plan.choice import Choice
 from mote.plan.measure import On, Plan, Use, measure
 from mote.plan.skeleton import Skeleton, of_config
 
@@ -22,25 +21,32 @@ BASELINES: tuple[tuple[str, int, str], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """title: of a row. plan: its bytes; None where no codec holds the format, and `paper_gib` is all there is."""
+    """title: of a row. plan: its bytes."""
 
     title: str
-    paper_gib: float
-    plan: Plan | None
+    plan: Plan
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
-        return {"title": self.title, "paper_gib": self.paper_gib, **({} if self.plan is None else self.plan.to_dict())}
+        return {**self.plan.to_dict(), "peer": self.title}
 
 
 def peers(skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Use) -> list[Peer]:
-    """The baselines, the dense model itself in BF16 and INT4, and the largest known dense model of its family that fits
+    """The paper's own plan, the baselines, the dense model itself in BF16 and INT4, and the largest known dense model of its family that fits
     `budget` in INT4 (without a budget: the next larger one). Attention and head are stored as `fixed` has them, or as
     wide as a budget that counts them allows."""
-    choices = [(title, _baseline(fixed, experts, storage)) for title, experts, storage in BASELINES]
+    paper = replace(fixed, kind="mote", experts=4, experts_format="ternary", codec="2bit", shared="int4")
+    choices = [("the paper's MoTE, 4 x 2 bit + INT4", paper)]
+    choices += [(title, _baseline(fixed, experts, storage)) for title, experts, storage in BASELINES]
     dense = replace(fixed, kind="dense", experts=0, shared="int4", layers=())
     choices += [("dense BF16", replace(dense, shared="none")), ("dense INT4", dense)]
-    found = [_peer(skeleton, title, _fitted(skeleton, choice, budget, on, use), use) for title, choice in choices]
+    found = []
+    for title, choice in choices:
+        try:
+            plan = measure(skeleton, _fitted(skeleton, choice, budget, on, use), use)
+        except FormatError:  # sizes that a format does not hold
+            continue
+        found.append(Peer(title=title, plan=plan))
     bigger = _bigger(skeleton, budget, on, dense, use)
     return found if bigger is None else [*found, bigger]
 
@@ -62,21 +68,6 @@ def _baseline(fixed: Choice, experts: int, storage: str) -> Choice:
     return replace(choice, attention="none", head="none") if storage == "none" else choice
 
 
-def _peer(skeleton: Skeleton, title: str, choice: Choice, use: Use) -> Peer:
-    stored = choice.experts_format if choice.experts else choice.shared
-    value = paper_gib(
-        *(skeleton.hidden_size, skeleton.ffn_size, len(choice.layers) or skeleton.layers),
-        shared_bits=storage_bits(choice.shared) if choice.kind == "dense" else storage_bits("none") * 0,
-        routed_bits=storage_bits(stored),
-        experts=choice.experts,
-    )
-    try:
-        plan = measure(skeleton, choice, use)
-    except FormatError:
-        return Peer(title=title, paper_gib=value, plan=None)
-    return Peer(title=title, paper_gib=plan.paper_gib, plan=plan)
-
-
 def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use: Use) -> Peer | None:
     """A dense model of the same family with more feed-forward weights, from the table of known models."""
     weights = skeleton.hidden_size * skeleton.ffn_size * skeleton.layers
@@ -94,7 +85,7 @@ def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use:
         except (FormatError, PlanError):
             continue
         if best is None or (budget is not None and plan.bytes(on) <= budget):
-            best = Peer(title=f"{name} dense INT4", paper_gib=plan.paper_gib, plan=plan)
+            best = Peer(title=f"{name} dense INT4", plan=plan)
     return best
 
 
