@@ -150,7 +150,11 @@ def paper_gib_of(mote: MoteConfig | None, hidden: int, ffn: int, layers: int) ->
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """JSON-able summary for `mote info`: identity, mixture, true bytes, the paper's accounting apart."""
+    """JSON-able summary for `mote info`: identity, mixture, true bytes, the paper's accounting apart.
+
+    `paper_gib`, `ffn_bytes` and `file_bytes` are what `mote plan` calls so; the first is there for models with SwiGLU
+    decoder layers only.
+    """
     lineage, mote = checkpoint.lineage, checkpoint.mote
     summary: dict[str, Any] = {
         "path": str(checkpoint.root),
@@ -165,7 +169,15 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "tensors": _tensor_bytes(checkpoint),
             "files": file_bytes(checkpoint),
         },
+        "ffn_bytes": true_ffn_bytes(checkpoint.tensors.values()),
+        "file_bytes": file_bytes(checkpoint),
     }
+    prefixes = decoder_prefixes(checkpoint.tensors)
+    if prefixes:
+        sizes = mote or MoteConfig()
+        first = f"{next(iter(prefixes.values()))}mlp."
+        hidden, ffn = ffn_sizes(sizes, checkpoint.config, checkpoint.tensors, first)
+        summary["paper_gib"] = paper_gib_of(mote, hidden, ffn, len(prefixes))
     if mote is not None:
         summary["formats"] = {name: mote.to_dict()[name] for name in ("shared", "attention", "head")}
         if mote.layers:

@@ -104,6 +104,16 @@ def resident(
     )
 
 
+def loaded(tensors: Tensors, mote: MoteConfig | None) -> Resident:
+    """Memory of a model in transformers, which copies every tensor from the files, up-cycled experts to fp32; the cache
+    and activations come on top."""
+    upcycled = mote is not None and mote.state == "upcycled"
+    copies = sum(
+        4 * _numel(tensor) if upcycled and ".mlp.experts." in tensor.name else tensor.nbytes for tensor in tensors
+    )
+    return Resident(weights=0, copies=copies, cache=0, pictures=0, working=0)
+
+
 def cache_bytes(tensors: Tensors, mote: MoteConfig | None, context: int, kv: str = "bf16") -> int:
     """Bytes of keys and values of `context` tokens, in whole blocks of `KV_TOKENS`."""
     found = list(tensors)
@@ -150,15 +160,15 @@ def memory_warning(needs: Resident, available: int | None, where: str) -> str:
     if available is None or needs.total <= available:
         return ""
     gib = 1 << 30
-    start = f"{where}: takes about {needs.total / gib:.2f} GiB while it answers, {available / gib:.2f} GiB are free"
+    start = f"{where}: takes about {needs.total / gib:.2f} GiB more, {available / gib:.2f} GiB are free"
     if needs.own > available:
         return (
-            f"{start}; {needs.own / gib:.2f} GiB of it cannot be read again from the files, so the system may end this "
-            "process: free memory, shorten the context, or take a smaller plan (mote plan --budget)"
+            f"{start}; {needs.own / gib:.2f} GiB of it cannot be dropped and read again from the files, so the system "
+            "may end this process: free memory, or take a smaller plan (mote plan --budget device)"
         )
     return (
         f"{start}; weights are mapped, so it runs, but pages will be read from disk again and again: expect the disk's "
-        "speed, or take a smaller plan (mote plan --budget)"
+        "speed, or take a smaller plan (mote plan --budget device)"
     )
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from mote.checkpoint.accounting import GIB
 from mote.errors import PlanError
-from mote.plan.choice import STORAGES, storage_title
+from mote.plan.choice import STORAGES, storage_bits, storage_title
 from mote.plan.measure import Plan, measure
 from mote.plan.survey import Survey
 
@@ -53,12 +54,16 @@ def draw(survey: Survey, path: Path, *, rows: int = 12) -> None:
     style = {"svg.hashsalt": "mote", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
     style |= {"xtick.color": INK, "ytick.color": INK, "font.size": 9}
     with pyplot.rc_context(style):
-        bars = _bars(survey, rows)
+        bars, plans = _bars(survey, rows)
+        lower = 0.8 + 0.26 * len(bars)
         figure, (above, below) = pyplot.subplots(
-            2, 1, figsize=(8.2, 4.6 + 0.3 * len(bars)), height_ratios=(3.4, 0.5 + 0.3 * len(bars)), layout="constrained"
+            *(2, 1), figsize=(8.6, 4.6 + lower), height_ratios=(3.8, lower), layout="constrained"
         )
-        _scatter(above, survey)
+        _scatter(above, survey, bars, plans)
         _stack(below, survey, bars)
+        figure.suptitle(f"{survey.skeleton.name}: MoTE with ternary experts, and what else the bytes buy", fontsize=10)
+        handles, labels = below.get_legend_handles_labels()
+        figure.legend(handles, labels, frameon=False, fontsize=8, loc="outside lower center", ncols=4)
         out = BytesIO()
         # A white ground for PNG, which viewers show on any; SVG is transparent and its ink legible on both.
         figure.savefig(
@@ -73,50 +78,53 @@ def draw(survey: Survey, path: Path, *, rows: int = 12) -> None:
     write_file(path, out.getvalue())
 
 
-def _scatter(axes: Any, survey: Survey) -> None:
-    """Bytes against bits a token: a line for each number of experts over the storages of the shared expert."""
-    asked = survey.plan.choice
-    base = replace(asked, kind="mote", experts=4, experts_format="ternary", layers=())
+def _scatter(axes: Any, survey: Survey, bars: Sequence[tuple[str, Plan]], plans: int) -> None:
+    """Bytes against bits a token: a line for each number of experts over the storages of the shared expert, and the bars
+    below, the first `plans` of them circled, under their marks."""
+    base = replace(survey.plan.choice, kind="mote", experts=4, experts_format="ternary", layers=())
     for experts, color in COLORS.items():
-        plans = [measure(survey.skeleton, replace(base, experts=experts, shared=name), survey.use) for name in STORAGES]
-        axes.plot(*_places(plans, survey), "o-", color=color, markersize=4, linewidth=1.2, label=f"{experts} experts")
-        if experts == 1:
-            for plan in plans:
-                name = storage_title(plan.choice.shared)
-                _label(axes, plan, survey, f"shared {name}", (-5, 0), "right")
-    shown: set[tuple[float, float]] = set()
-    for peer in survey.peers:
-        x, y = peer.plan.bytes(survey.on) / GIB, peer.plan.token_bits
-        axes.plot(x, y, "x", color=PEER, markersize=7, markeredgewidth=1.6)
-        near = any(abs(x - a) < 0.12 * a and abs(y - b) < 0.8 for a, b in shown)
-        _label(axes, peer.plan, survey, peer.title, (6, -9 if near else 4), "left")
-        shown.add((x, y))
-    for plan in survey.found.plans if survey.found else (survey.plan,):
+        choices = [replace(base, experts=experts, shared=name) for name in sorted(STORAGES, key=storage_bits)]
+        line = [measure(survey.skeleton, choice, survey.use) for choice in choices]
+        title = f"{experts} expert{'s' * (experts > 1)}"
+        axes.plot(*_places(line, survey), "o-", color=color, markersize=4, linewidth=1.2, label=title)
+        if experts == min(COLORS):
+            for plan in line:
+                _label(axes, plan, survey, f"shared {storage_title(plan.choice.shared)}", (-7, 0), "right")
+    marks: dict[tuple[bool, float, float], list[tuple[str, Plan]]] = {}
+    for index, (title, plan) in enumerate(bars):
         place = plan.bytes(survey.on) / GIB, plan.token_bits
-        axes.plot(*place, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
-    if survey.budget is not None:
-        axes.axvline(survey.budget / GIB, color=INK, linestyle="--", linewidth=1)
-    axes.set_xscale("log")
-    left, right = axes.get_xlim()
-    axes.set_xlim(left * 0.72, right * 1.5)
-    axes.xaxis.set_major_locator(_ticker().LogLocator(base=10, subs=(1, 2, 3, 5)))
-    axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(_ticker().NullFormatter())
-    axes.set_xlabel(AXES[survey.on])
-    axes.set_ylabel("mean bits of the weights\nthat a token meets (not accuracy)")
+        if index < plans:
+            axes.plot(*place, "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=1.2)
+        else:
+            axes.plot(*place, "x", color=PEER, markersize=6, markeredgewidth=1.6)
+        marks.setdefault((index < plans, round(place[0], 2), round(place[1], 1)), []).append((title, plan))
+    for (circled_one, _, _), same in marks.items():
+        text = ", ".join(title.partition("  ")[0] for title, _ in same)
+        _label(axes, same[0][1], survey, text, (0, -11) if circled_one else (6, 7), "center")
     circled = "worth the budget" if survey.found else "as asked for"
     axes.plot([], [], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, label=circled)
-    axes.plot([], [], "x", color=PEER, markersize=7, label="otherwise")
+    axes.plot([], [], "x", color=PEER, markersize=6, markeredgewidth=1.6, label="something else")
     if survey.budget is not None:
-        axes.plot([], [], "--", color=INK, label=f"budget, {survey.budget / GIB:.2f} GiB")
-    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
-    axes.set_ylim(top=axes.get_ylim()[1] * 1.22)
-    axes.set_title(f"{survey.skeleton.name}: MoTE with ternary experts, and what else the bytes buy", fontsize=10)
+        axes.axvline(survey.budget / GIB, color=INK, linestyle="--", linewidth=1, label=_budget(survey))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    left, right = axes.get_xlim()
+    axes.set_xlim(left * 0.6, right)
+    axes.set_ylim(bottom=axes.get_ylim()[0] * 0.9)
+    ticker = _ticker()
+    axes.xaxis.set_major_locator(ticker.LogLocator(base=10, subs=(1, 2, 3, 5)))
+    axes.yaxis.set_major_locator(ticker.FixedLocator((2, 3, 4, 5, 6, 8, 10, 12, 16)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(ticker.NullLocator())
+    axes.set_xlabel(AXES[survey.on])
+    axes.set_ylabel("mean bits of the weights\nthat a token meets (not accuracy)")
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     _clean(axes)
 
 
 def _stack(axes: Any, survey: Survey, bars: Sequence[tuple[str, Plan]]) -> None:
-    """Bytes of the files by part; the plan first."""
+    """Bytes of the files by part."""
     names = [title for title, _ in bars]
     start = [0.0] * len(bars)
     for label, components, color in PARTS:
@@ -129,14 +137,20 @@ def _stack(axes: Any, survey: Survey, bars: Sequence[tuple[str, Plan]]) -> None:
         axes.axvline(survey.budget / GIB, color=INK, linestyle="--", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel("GiB of weight files, by part")
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.16), ncols=4)
     _clean(axes)
 
 
-def _bars(survey: Survey, rows: int) -> list[tuple[str, Plan]]:
+def _bars(survey: Survey, rows: int) -> tuple[list[tuple[str, Plan]], int]:
+    """(title, plan) of every bar, and how many of them are plans; numbers mark plans, letters what is beside them."""
     plans = list(survey.found.plans[:rows]) if survey.found else [survey.plan]
-    found = [(plan.choice.title(), plan) for plan in plans]
-    return found + [(peer.title, peer.plan) for peer in survey.peers]
+    found = [(f"{mark}  {plan.choice.title()}", plan) for mark, plan in enumerate(plans, start=1)]
+    beside = [(f"{mark}  {peer.title}", peer.plan) for mark, peer in zip(ascii_uppercase, survey.peers, strict=False)]
+    return found + beside, len(found)
+
+
+def _budget(survey: Survey) -> str:
+    assert survey.budget is not None
+    return f"budget, {survey.budget / GIB:.2f} GiB"
 
 
 def _places(plans: Sequence[Plan], survey: Survey) -> tuple[list[float], list[float]]:
@@ -145,7 +159,7 @@ def _places(plans: Sequence[Plan], survey: Survey) -> tuple[list[float], list[fl
 
 def _label(axes: Any, plan: Plan, survey: Survey, text: str, shift: tuple[int, int], side: str) -> None:
     place = plan.bytes(survey.on) / GIB, plan.token_bits
-    axes.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=7, ha=side, va="center")
+    axes.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=8, ha=side, va="center")
 
 
 def _clean(axes: Any) -> None:
