@@ -15,7 +15,8 @@ def test_json_has_both_accountings_and_nothing_heavy_is_imported() -> None:
         "import sys\nfrom mote.cli import run\n"
         "code = run(['plan', '--model', 'qwen2.5-3b', '--experts', '4', '--shared', 'int4', '--codec', '2bit',\n"
         "            '--device', 'laptop-8gb', '--budget', '3.4GiB', '--json'])\n"
-        "print(code, [m for m in ('torch', 'transformers', 'numpy', 'matplotlib') if m in sys.modules], file=sys.stderr)"
+        "heavy = [m for m in ('torch', 'transformers', 'numpy', 'matplotlib') if m in sys.modules]\n"
+        "print(code, heavy, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
     assert done.stderr.strip() == "0 []"

@@ -33,7 +33,9 @@ ROWS = {
 def table() -> dict[str, list[float]]:
     """The paper's table as docs/explanation/memory.md has it: row -> GiB of the three models."""
     text = (ROOT / "docs" / "explanation" / "memory.md").read_text(encoding="utf-8")
-    rows = [line.strip("| ").split("|") for line in text.splitlines() if re.match(r"^\|[^|]*\|( *\d+\.\d+ *\|){3}$", line)]
+    rows = [
+        line.strip("| ").split("|") for line in text.splitlines() if re.match(r"^\|[^|]*\|( *\d+\.\d+ *\|){3}$", line)
+    ]
     return {cells[0].strip(): [float(cell) for cell in cells[1:]] for cells in rows}
 
 
@@ -163,7 +165,9 @@ def test_a_context_has_room_for_its_pictures() -> None:
         measure(skeleton, Choice(), Use(context=40000))
     without = measure(skeleton, Choice(), Use(images=0))
     assert without.resident.pictures == 0
-    assert measure(skeleton, Choice(), Use(bf16=False)).resident.pictures > measure(skeleton, Choice()).resident.pictures
+    assert (
+        measure(skeleton, Choice(), Use(bf16=False)).resident.pictures > measure(skeleton, Choice()).resident.pictures
+    )
 
 
 def test_memory_grows_with_the_context_by_its_keys_and_values(skeleton: Skeleton) -> None:

@@ -108,5 +108,7 @@ def test_a_hub_id_goes_to_transformers_and_its_failure_is_one_line(monkeypatch: 
         raise OSError("We couldn't connect\nto the hub")
 
     monkeypatch.setattr("transformers.utils.cached_file", unreachable)
-    with pytest.raises(PlanError, match="owner/name: no such path, and transformers cannot get it .* connect to the hub"):
+    with pytest.raises(
+        PlanError, match=r"owner/name: no such path, and transformers cannot get it .* connect to the hub"
+    ):
         open_skeleton("owner/name")

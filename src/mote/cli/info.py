@@ -91,8 +91,8 @@ def _planned(described: dict[str, Any]) -> list[str]:
 
         needs = described["resident"]
         lines.append(
-            f"memory while it answers, {described['context']:,} tokens and a picture: {human_bytes(needs['total'])}, of "
-            f"which {human_bytes(needs['weights'])} are mapped"
+            f"memory while it answers, {described['context']:,} tokens: {human_bytes(needs['total'])}, of which "
+            f"{human_bytes(needs['weights'])} are mapped"
         )
     return lines
 

@@ -60,7 +60,10 @@ def _plan(survey: Survey) -> list[str]:
         [*((name, *_both(size)) for name, size in parts), ("weight files", *_both(plan.file_bytes))],
     )
     tokens = use.images * survey.skeleton.image_tokens
-    titles = {**TITLES, "cache": f"keys and values, {use.context:,} tokens" + (f", {tokens:,} pictures'" * bool(tokens))}
+    titles = {
+        **TITLES,
+        "cache": f"keys and values, {use.context:,} tokens" + (f", {tokens:,} pictures'" * bool(tokens)),
+    }
     counts = plan.resident.to_dict()
     memory = _table(
         ("in memory", "bytes", "GiB"),
@@ -79,7 +82,8 @@ def _plan(survey: Survey) -> list[str]:
 
 def _budget(survey: Survey, rows: int) -> list[str]:
     found, budget = survey.found, survey.budget
-    assert found is not None and budget is not None
+    assert found is not None
+    assert budget is not None
     shown = found.plans[:rows]
     table = _table(
         ("experts", "shared", "attention", "head", "2bit", "paper", "ffn", "file", "memory", "bits a token", "fits"),
@@ -168,8 +172,8 @@ def _devices(devices: Iterable[tuple[Device, Plan]]) -> list[str]:
 
 def _accuracy(survey: Survey, title: str) -> list[str]:
     return [
-        f"measured, {title}: {100 * one.value:.1f}% ({100 * one.low:.1f} to {100 * one.high:.1f}) of {one.n} {one.split} "
-        f"questions ({one.source})"
+        f"measured, {title}: {100 * one.value:.1f}% ({100 * one.low:.1f} to {100 * one.high:.1f}) of {one.n} "
+        f"{one.split} questions ({one.source})"
         for one in survey.accuracies.get(title, ())
     ]
 

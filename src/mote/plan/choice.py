@@ -25,8 +25,8 @@ class Choice:
 
     kind: "mote" (shared expert beside routed ones, top 1), "moe-llava" (routed experts only, top 2) or "dense".
     experts: routed experts of each layer; 0 of a dense model. experts_format: their grid, "ternary" in `codec`, or a
-    storage. shared: storage of the shared experts, or of a dense model's networks. attention, head: of q, k, v, o and of
-    the language model's head. group: inputs per scale of the integers. layers: that hold a mixture; empty for all.
+    storage. shared: storage of the shared experts, or of a dense model's networks. attention, head: of q, k, v, o and
+    of the language model's head. group: inputs per scale of the integers. layers: that hold a mixture; empty for all.
     """
 
     kind: Kind = "mote"

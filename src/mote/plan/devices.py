@@ -40,7 +40,7 @@ class Device:
         return "mapped" if plan.resident.own <= self.free else "no"
 
     def bound(self, plan: Plan) -> float:
-        """Tokens a second that decoding cannot exceed: the bandwidth over the bytes that a token reads. 0 if unknown."""
+        """Tokens a second that decoding cannot exceed: bandwidth over the bytes that a token reads. 0 if unknown."""
         return self.bandwidth / plan.token_bytes
 
     def to_dict(self, plan: Plan | None = None) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def _this() -> Device:
         free=memory if free is None else free,
         bandwidth=read_bandwidth(),
         bf16=bool(features & _BF16),
-        note=f"{environment['cpu']['model']}, {environment['cores']} cores; free memory and read bandwidth as found now",
+        note=f"{environment['cpu']['model']}, {environment['cores']} cores; memory and read bandwidth as found now",
     )
 
 

@@ -32,13 +32,15 @@ class Use:
     bf16: bool = True
 
     def check(self, skeleton: Skeleton) -> "Use":
-        """Itself, without pictures for a model without eyes. Raises PlanError for more tokens than there is room for."""
+        """Itself, without pictures for a model without eyes. Raises PlanError for more tokens than have room."""
         if self.context < 1 or self.images < 0:
             raise PlanError(f"plan: context={self.context}, images={self.images}; use 1 or more tokens, 0 or more")
         if self.kv not in ("bf16", "f32"):
             raise PlanError(f"plan: kv={self.kv!r} is unknown; use bf16 or f32")
         if skeleton.positions and self.context > skeleton.positions:
-            raise PlanError(f"plan: a context of {self.context} tokens, and the model has {skeleton.positions} positions")
+            raise PlanError(
+                f"plan: a context of {self.context} tokens, and the model has {skeleton.positions} positions"
+            )
         images = self.images if skeleton.image_tokens else 0
         if images * skeleton.image_tokens > self.context:
             raise PlanError(

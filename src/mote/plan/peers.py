@@ -32,9 +32,11 @@ class Peer:
 
 
 def peers(skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Use) -> list[Peer]:
-    """The paper's own plan, the baselines, the dense model itself in BF16 and INT4, and the largest known dense model of its family that fits
-    `budget` in INT4 (without a budget: the next larger one). Attention and head are stored as `fixed` has them, or as
-    wide as a budget that counts them allows."""
+    """The paper's own plan, the baselines, the dense model itself in BF16 and INT4, and the largest known dense model of
+    its family that fits `budget` in INT4 (without a budget: the next larger one).
+
+    Attention and head are stored as `fixed` has them, or as wide as a budget that counts them allows.
+    """
     paper = replace(fixed, kind="mote", experts=4, experts_format="ternary", codec="2bit", shared="int4")
     choices = [("the paper's MoTE, 4 x 2 bit + INT4", paper)]
     choices += [(title, _baseline(fixed, experts, storage)) for title, experts, storage in BASELINES]

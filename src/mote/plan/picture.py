@@ -79,8 +79,8 @@ def draw(survey: Survey, path: Path, *, rows: int = 12) -> None:
 
 
 def _scatter(axes: Any, survey: Survey, bars: Sequence[tuple[str, Plan]], plans: int) -> None:
-    """Bytes against bits a token: a line for each number of experts over the storages of the shared expert, and the bars
-    below, the first `plans` of them circled, under their marks."""
+    """Bytes against bits a token: a line for each number of experts over the storages of the shared expert, and the
+    bars below, the first `plans` of them circled, under their marks."""
     base = replace(survey.plan.choice, kind="mote", experts=4, experts_format="ternary", layers=())
     for experts, color in COLORS.items():
         choices = [replace(base, experts=experts, shared=name) for name in sorted(STORAGES, key=storage_bits)]

@@ -67,9 +67,7 @@ def open_skeleton(model: str, *, vision: str | None = None, image_size: int = 0)
     raise AssertionError(model)
 
 
-def of_config(
-    config: Mapping[str, Any], name: str, source: str, *, image_size: int = 0, where: str = ""
-) -> Skeleton:
+def of_config(config: Mapping[str, Any], name: str, source: str, *, image_size: int = 0, where: str = "") -> Skeleton:
     """The skeleton that a config.json describes. where: names the file in errors."""
     where = where or name
     _check(config, where)
@@ -136,9 +134,7 @@ def _of_config_file(path: Path, name: str, vision: str | None, image_size: int) 
         plain = {"tie_word_embeddings": plain.get("tie_word_embeddings", False), "dtype": plain.get("dtype"), **text}
     elif vision is not None:
         plain = {**known.joined(plain, vision), **({"dtype": plain["dtype"]} if "dtype" in plain else {})}
-    return of_config(
-        plain, name, f"{path.name}", image_size=image_size or _picture_size(path.parent), where=str(path)
-    )
+    return of_config(plain, name, f"{path.name}", image_size=image_size or _picture_size(path.parent), where=str(path))
 
 
 def _skeleton(

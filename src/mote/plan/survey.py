@@ -20,8 +20,8 @@ FROM_DEVICE = "device"
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The answer to one call. plan: as asked for. found: of the budget, None without one. devices: each with the plan as
-    it runs there. accuracies: by the title of a plan or peer."""
+    """The answer to one call. plan: as asked for. found: of the budget, None without one. devices: each with the plan
+    as it runs there. accuracies: by the title of a plan or peer."""
 
     skeleton: Skeleton
     use: Use

@@ -160,7 +160,7 @@ def connector_shapes(config: Mapping[str, Any], tower: int, hidden: int) -> Shap
 
 
 def shapes(config: Mapping[str, Any]) -> Shapes | None:
-    """Every tensor of the dense model that a config.json describes, by name on disk; None where the tables do not say."""
+    """Every tensor of the dense model that a config.json describes, by name on disk; None where no table says."""
     text, vision = config.get("text_config"), config.get("vision_config")
     if text is None and vision is None:
         return text_shapes(config, "", tied=bool(config.get("tie_word_embeddings", False)))
