@@ -1,6 +1,8 @@
 """`mote plan` on the command line."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +87,20 @@ def test_info_says_what_the_plan_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["resident"]["weights"] == planned["resident"]["weights"]
     assert run(["info", str(checkpoint)]) == 0
     assert "in the paper's accounting" in capsys.readouterr().out
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "fit-a-budget.md"
+EXAMPLES = re.findall(r"^```\n(mote plan .*)\n```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_examples_of_the_how_to_run_as_pasted(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = shlex.split(line.partition("|")[0])
+    if (place := next((word for word in words if word.startswith("runs/")), None)) and not Path(place).exists():
+        pytest.skip("make demo has not run here")
+    monkeypatch.chdir(tmp_path if not place else Path.cwd())
+    assert run(words[1:]) == 0
+    assert "paper" in capsys.readouterr().out
+    assert "--plot" not in words or (tmp_path / words[-1]).stat().st_size > 1000

@@ -6,8 +6,8 @@ again, which is slow, but is not running out of memory. Everything else is the p
     own = libraries + copies + cache + pictures + working
 
 libraries: interpreter, torch, transformers and tokenizer, measured (`LIBRARY_BYTES`). copies: what the engine turns
-into fp32: norms, biases, routers. cache: keys and values of `context` tokens, in whole blocks. pictures: vision tower and
-connector as torch holds them, and the kept embeddings. working: rows of one native call of at most `CHUNK` tokens.
+into fp32: norms, biases, routers. cache: keys and values of `context` tokens, in whole blocks. pictures: vision tower
+and connector as torch holds them, and the kept embeddings. working: rows of one native call of at most `CHUNK` tokens.
 
 Nothing here imports torch. The sums are the engine's: tests compare each with what it allocates.
 """

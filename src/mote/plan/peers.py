@@ -32,8 +32,8 @@ class Peer:
 
 
 def peers(skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Use) -> list[Peer]:
-    """The paper's own plan, the baselines, the dense model itself in BF16 and INT4, and the largest known dense model of
-    its family that fits `budget` in INT4 (without a budget: the next larger one).
+    """The paper's own plan, the baselines, the dense model itself in BF16 and INT4, and the largest known dense model
+    of its family that fits `budget` in INT4 (without a budget: the next larger one).
 
     Attention and head are stored as `fixed` has them, or as wide as a budget that counts them allows.
     """
