@@ -40,7 +40,7 @@ def test_nothing_that_fits_is_better_and_nothing_worth_it_is_left_out(skeleton: 
 
 def test_an_impossible_budget_names_the_smallest_plan(skeleton: Skeleton) -> None:
     smallest = min(count(skeleton, choice, "file", USE) for choice in every(SPACE))
-    with pytest.raises(PlanError, match=f"smallest plan of small takes {smallest / 2**30:.3f} GiB: 1 x 1.6 bit"):
+    with pytest.raises(PlanError, match=f"smallest plan of small takes {smallest / 2**20:.3f} MiB: 1 x 1.6 bit"):
         search(skeleton, smallest - 1000, "file", Choice(), SPACE, USE)
     assert search(skeleton, smallest, "file", Choice(), SPACE, USE).fitting == 1
 

@@ -15,6 +15,7 @@ from mote.errors import FormatError, PlanError
 from mote.plan.choice import STORAGES, Choice
 from mote.plan.measure import Use, count, measure
 from mote.plan.skeleton import Skeleton, of_config, open_skeleton
+from mote.ternary.format import FULL_PRECISION
 from mote.upcycle import preset
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,8 @@ def test_a_plan_is_the_dense_packed_and_the_baselines_checkpoint(dense: Callable
     source = dense("llama", hidden_size=96, intermediate_size=200)
     packed, baseline = tmp_path / "packed", tmp_path / "baseline"
     mote.pack(source, packed, shared="int4", head="int8")
-    mote.upcycle(source, baseline, preset="moe-llava", num_experts=2)
+    plain = {"top_k": 2, "normalize_gates": True, "shared_expert": False, "routed": FULL_PRECISION}
+    mote.upcycle(source, baseline, num_experts=2, **plain)
     skeleton = open_skeleton(str(source))
     for path, choice in (
         (packed, replace(DENSE, shared="int4", head="int8")),

@@ -102,7 +102,7 @@ def _budget(survey: Survey, rows: int) -> list[str]:
         "GiB. Worth it: no other that fits has as many experts and as many bits of each part, and more of one.",
         "Ordered by the mean bits of the weights that a token meets, which is precision, not accuracy.",
         "2bit: whether the faster codec, with the same numbers, is within the budget too.",
-        f"fits: memory on {there.name}, {gib(there.free)} GiB free; slow: weights are read from disk again and again.",
+        f"fits: in the {gib(there.free)} GiB that {there.name} has free; slow: weights are read again and again.",
         *accuracies,
     ]
 

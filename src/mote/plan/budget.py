@@ -18,6 +18,8 @@ from mote.plan.measure import On, Plan, Use, count, measure
 from mote.plan.skeleton import Skeleton
 
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+HEADER = 1 << 16
+"""Bytes by which sums of what parts add may be off: offsets in the headers of files have more or fewer digits."""
 OTHERS = tuple(name for name in STORAGES if storage_bits(name) >= 4)
 """Storages of attention and head that are searched: below 4 bits nobody packs them."""
 
@@ -77,21 +79,30 @@ def search(skeleton: Skeleton, budget: int, on: On, fixed: Choice, space: Space,
     rows = list(table(skeleton, on, fixed, space, use))
     if not rows:
         raise PlanError(f"budget: no format of those that are searched holds {skeleton.name}")
-    size, least = min(rows, key=lambda row: row[0])
+    _, least = min(rows, key=lambda row: row[0])
     smallest = measure(skeleton, least, use)
-    fitting = [row for row in rows if row[0] <= budget]
+    fitting = [row for row in rows if row[0] <= budget - HEADER or _fits(skeleton, row, budget, on, use)]
     if not fitting:
         raise PlanError(
-            f"budget: nothing fits {budget / GIB:.3f} GiB ({on}); the smallest plan of {skeleton.name} takes "
-            f"{size / GIB:.3f} GiB: {least.title()}" + _advice(skeleton, on)
+            f"budget: nothing fits {shown(budget)} ({on}); the smallest plan of {skeleton.name} takes "
+            f"{shown(smallest.bytes(on))}: {least.title()}" + _advice(on)
         )
     plans = [measure(skeleton, choice, use) for choice in _best(fitting)]
-    plans = [plan for plan in plans if plan.bytes(on) <= budget]
     plans.sort(key=lambda plan: (-plan.token_bits, -plan.choice.experts))
     return Found(plans=tuple(plans), fitting=len(fitting), searched=len(rows), smallest=smallest)
 
 
-def _advice(skeleton: Skeleton, on: On) -> str:
+def shown(size: int) -> str:
+    """ "3.400 GiB", or "12.345 MiB" of what is small."""
+    return f"{size / GIB:.3f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.3f} MiB"
+
+
+def _fits(skeleton: Skeleton, row: tuple[int, Choice], budget: int, on: On, use: Use) -> bool:
+    """Whether a choice fits whose size in `table` is within a header's digits of the budget."""
+    return row[0] <= budget + HEADER and count(skeleton, row[1], on, use) <= budget
+
+
+def _advice(on: On) -> str:
     return "" if on in ("paper", "ffn") else "; a smaller model, context or vision tower takes less"
 
 
@@ -102,14 +113,21 @@ def table(skeleton: Skeleton, on: On, fixed: Choice, space: Space, use: Use) -> 
     digits of a header, so that each is measured once. A storage that cannot hold the model's sizes is left out.
     """
     first = replace(fixed, shared=space.shared[0], attention=space.attention[0], head=space.head[0])
+    counted: dict[Choice, int | None] = {}
+
+    def size_of(choice: Choice) -> int | None:
+        if choice not in counted:
+            counted[choice] = _try(skeleton, choice, on, use)
+        return counted[choice]
+
     added: list[dict[str, int]] = []
+    start = size_of(first) or 0
     for part, names in (("shared", space.shared), ("attention", space.attention), ("head", space.head)):
-        sizes = {name: _try(skeleton, replace(first, **{part: name}), on, use) for name in names}
-        start = _try(skeleton, first, on, use) or 0
+        sizes = {name: size_of(replace(first, **{part: name})) for name in names}
         added.append({name: size - start for name, size in sizes.items() if size is not None})
     for experts, codec in product(space.experts, space.codecs):
         choice = replace(first, experts=experts, codec=codec)  # type: ignore[arg-type]
-        size = _try(skeleton, choice, on, use)
+        size = size_of(choice)
         if size is None:
             continue
         for (shared, a), (attention, b), (head, c) in product(*(part.items() for part in added)):

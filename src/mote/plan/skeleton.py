@@ -106,7 +106,7 @@ def _of_path(path: Path, vision: str | None, image_size: int) -> Skeleton:
     if not weights:
         return _of_config_file(path / CONFIG_FILE, str(path), vision, image_size)
     checkpoint = Checkpoint.open(path)
-    if checkpoint.mote is not None or vision not in (None, "none"):
+    if checkpoint.mote is not None or vision is not None:
         # Its tensors are no longer those of the dense model, or not all of what is asked for.
         return _of_config_file(path / CONFIG_FILE, str(path), vision, image_size)
     tensors = tuple(PlannedTensor(info.name, info.dtype, info.shape) for info in checkpoint.tensors.values())

@@ -139,8 +139,7 @@ def vision_shapes(config: Mapping[str, Any], prefix: str = "vision_tower.") -> S
     sizes["F"] = config["intermediate_size"]
     siglip = kind == "siglip_vision_model"
     rows = {**_SIGLIP, **(_SIGLIP_POOL if config.get("vision_use_head", True) else {})} if siglip else _CLIP
-    inner = f"{prefix}vision_model."
-    return _named(inner, rows, sizes) | _layers(f"{inner}encoder.layers.", _ENCODER, layers, sizes)
+    return _named(prefix, rows, sizes) | _layers(f"{prefix}encoder.layers.", _ENCODER, layers, sizes)
 
 
 def connector_shapes(config: Mapping[str, Any], tower: int, hidden: int) -> Shapes | None:
