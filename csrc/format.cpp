@@ -10,14 +10,7 @@ namespace mote {
 constexpr int64_t kMaxRows = int64_t{1} << 31;
 
 namespace {
-int64_t inputs_per_group(int32_t format) {
-  switch (format) {
-    case MOTE_2BIT: return 16;
-    case MOTE_BASE3: return 20;
-    case MOTE_INT4: return 8;
-    default: return 4;
-  }
-}
+constexpr const char *kNames[] = {"", "2bit", "base3", "int4", "int8", "bf16", "f32", "int2", "int3", "int6", "uint8"};
 
 int check_group(int32_t format, int64_t group) {
   if (group < 0 || group > kMaxCols)
@@ -26,8 +19,7 @@ int check_group(int32_t format, int64_t group) {
     return fail(MOTE_BAD_ARGUMENT, "2bit needs scale groups of a multiple of 16 inputs, not %" PRId64, group);
   if (is_scaled(format) && (group < 1 || group > kMaxScaledGroup || group % inputs_per_group(format) != 0))
     return fail(MOTE_BAD_ARGUMENT, "%s needs scale groups of a multiple of %" PRId64 " inputs up to %" PRId64
-                ", not %" PRId64, format == MOTE_INT4 ? "int4" : "int8", inputs_per_group(format), kMaxScaledGroup,
-                group);
+                ", not %" PRId64, kNames[format], inputs_per_group(format), kMaxScaledGroup, group);
   if (is_float(format) && group != 0)
     return fail(MOTE_BAD_ARGUMENT, "bf16 and f32 have no scale groups, not groups of %" PRId64, group);
   return MOTE_OK;
@@ -35,21 +27,22 @@ int check_group(int32_t format, int64_t group) {
 }  // namespace
 
 int measure(int32_t format, int64_t rows, int64_t cols, int64_t group, Geometry *geometry) {
-  if (format < MOTE_2BIT || format > MOTE_F32)
-    return fail(MOTE_BAD_ARGUMENT, "packed format %d is unknown; use 1 (2bit), 2 (base3), 3 (int4), 4 (int8), 5 (bf16)"
-                " or 6 (f32)", format);
+  if (format < MOTE_2BIT || format > MOTE_UINT8)
+    return fail(MOTE_BAD_ARGUMENT, "packed format %d is unknown; use 1 (2bit), 2 (base3), 3 (int4), 4 (int8), 5 (bf16),"
+                " 6 (f32), 7 (int2), 8 (int3), 9 (int6) or 10 (uint8)", format);
   if (rows < 1 || rows > kMaxRows || cols < 1 || cols > kMaxCols)
     return fail(MOTE_BAD_ARGUMENT, "a packed matrix of %" PRId64 " x %" PRId64 " is out of range (1 to %" PRId64
                 " rows, 1 to %" PRId64 " columns)", rows, cols, kMaxRows, kMaxCols);
   if (int status = check_group(format, group)) return status;
   Geometry m{};
   m.per_group = inputs_per_group(format);
+  m.kg_bytes = kgroup_bytes(format);
   m.strips = ceil_div(rows, kStripRows);
   m.group = group ? group : cols;
   m.scales = ceil_div(cols, m.group);
   m.kgs_full = ceil_div(m.group, m.per_group);
   m.kgs = (m.scales - 1) * m.kgs_full + m.kgs_of(m.scales - 1, cols);
-  m.bytes = is_float(format) ? rows * cols * (format == MOTE_BF16 ? 2 : 4) : m.strips * m.kgs * kGroupBytes;
+  m.bytes = is_float(format) ? rows * cols * (format == MOTE_BF16 ? 2 : 4) : m.strips * m.strip_bytes();
   *geometry = m;
   return MOTE_OK;
 }
@@ -110,24 +103,22 @@ int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const i
     return fail(MOTE_BAD_ARGUMENT, "pack: null pointer, or a stride below the columns or beyond all memory");
   if (out_bytes != m.bytes)
     return fail(MOTE_BAD_ARGUMENT, "pack: the output takes %" PRId64 " bytes, not %" PRId64, m.bytes, out_bytes);
-  const int low = format == MOTE_INT4 ? -8 : format == MOTE_INT8 ? -127 : -1, high = format == MOTE_INT4 ? 7 : -low;
+  const int offset = digit_offset(format), high = is_ternary(format) ? 1 : offset - 1;
+  const int low = format == MOTE_INT8 ? -127 : -offset;
   for (int64_t n = 0; n < rows; ++n)
     for (int64_t k = 0; k < cols; ++k)
       if (q[n * q_stride + k] < low || q[n * q_stride + k] > high)
         return fail(MOTE_BAD_VALUE, "pack: value %d at [%" PRId64 ", %" PRId64 "] is not in %d..%d",
                     q[n * q_stride + k], n, k, low, high);
-  const int digits = static_cast<int>(m.per_group / 4), offset = digit_offset(format);
+  std::memset(out, 0, static_cast<size_t>(m.bytes));
   each_kgroup(m, cols, [&](Place place) {
-    for (int64_t n = 0; n < m.strips * kStripRows; ++n)
-      for (int b = 0; b < 4; ++b) {
-        uint8_t byte = 0;
-        for (int p = 0; p < digits; ++p) {
-          const int64_t i = p * 4 + b;
-          const bool real = n < rows && i < place.n;
-          byte = static_cast<uint8_t>(byte + pack_digit(format, p, offset + (real ? q[n * q_stride + place.k0 + i] : 0)));
-        }
-        out[(n / kStripRows * m.kgs + place.kg) * kGroupBytes + n % kStripRows * 4 + b] = byte;
+    for (int64_t n = 0; n < m.strips * kStripRows; ++n) {
+      uint8_t *at = out + (n / kStripRows * m.kgs + place.kg) * m.kg_bytes + n % kStripRows * 4;
+      for (int64_t i = 0; i < m.per_group; ++i) {
+        const bool real = n < rows && i < place.n;
+        put_digit(format, at + i % 4, i, offset + (real ? q[n * q_stride + place.k0 + i] : 0));
       }
+    }
   });
   return MOTE_OK;
 }
@@ -146,9 +137,8 @@ int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride) {
   each_kgroup(m, w->cols, [&](Place place) {
     for (int64_t n = 0; n < w->rows; ++n)
       for (int64_t i = 0; i < place.n; ++i) {
-        const int64_t at = (n / kStripRows * m.kgs + place.kg) * kGroupBytes + n % kStripRows * 4 + i % 4;
-        q[n * q_stride + place.k0 + i] =
-            static_cast<int8_t>(unpack_digit(w->format, static_cast<int>(i / 4), w->data[at]) - offset);
+        const int64_t at = (n / kStripRows * m.kgs + place.kg) * m.kg_bytes + n % kStripRows * 4 + i % 4;
+        q[n * q_stride + place.k0 + i] = static_cast<int8_t>(digit_of(w->format, w->data + at, i) - offset);
       }
   });
   return MOTE_OK;

@@ -6,11 +6,12 @@
 #include "linear.h"
 #include "pool.h"
 #include "status.h"
+#include "widths.h"
 
 namespace mote {
 namespace {
 
-constexpr int64_t kTokenBlock = 64;
+constexpr int64_t kTokens = 64;
 constexpr uint16_t kOne = 0x3f80;  // 1 in bf16
 
 struct Integers {
@@ -27,11 +28,11 @@ struct Integers {
 };
 
 void Integers::task(int64_t i) const {
-  int32_t acc_TR[kTokenBlock * kStripRows];
+  int32_t acc_TR[kTokens * kStripRows];
   const mote_matrix &w = *linear.w;
   const int64_t strip = i % linear.m.strips, n0 = strip * kStripRows, rows = std::min(kStripRows, w.rows - n0);
-  const int64_t t0 = i / linear.m.strips * kTokenBlock, tn = std::min(kTokenBlock, tokens - t0);
-  const uint8_t *data = w.data + strip * linear.m.kgs * kGroupBytes;
+  const int64_t t0 = i / linear.m.strips * kTokens, tn = std::min(kTokens, tokens - t0);
+  const uint8_t *data = w.data + strip * linear.m.strip_bytes();
   is_ternary(w.format) ? ternary(data, t0, tn, acc_TR) : scaled(data, t0, tn, acc_TR);
   for (int64_t t = 0; t < tn; ++t) std::copy_n(acc_TR + t * kStripRows, rows, y + (t0 + t) * y_stride + n0);
 }
@@ -51,17 +52,17 @@ void Integers::scaled(const uint8_t *strip, int64_t t0, int64_t tn, int32_t *acc
   const Geometry &m = linear.m;
   const mote_matrix &w = *linear.w;
   uint16_t scale_R[kStripRows];
-  float s_T[kTokenBlock], y_TR[kTokenBlock * kStripRows];
-  int32_t sum_T[kTokenBlock];
+  float s_T[kTokens], y_TR[kTokens * kStripRows];
+  int32_t sum_T[kTokens];
   std::fill_n(scale_R, kStripRows, kOne);
   std::fill_n(s_T, tn, 1.0f);
   std::fill_n(acc_TR, tn * kStripRows, 0);
   for (int64_t g = 0; g < m.scales; ++g) {
     for (int64_t t = 0; t < tn; ++t) sum_T[t] = form.sum[(t0 + t) * m.scales + g];
-    const ScaledStrip weights = {strip + g * m.kgs_full * kGroupBytes, scale_R, m.inputs(g, w.cols), w.group, 1,
+    const ScaledStrip weights = {strip + g * m.kgs_full * m.kg_bytes, scale_R, m.inputs(g, w.cols), w.group, 1,
                                  w.format};
     const GroupedInput x = {form.x + t0 * form.stride + m.first(g), form.stride, s_T, sum_T};
-    isa.dot_scaled(weights, x, tn, y_TR);
+    dot_integers(isa, weights, x, tn, y_TR);
     for (int64_t i = 0; i < tn * kStripRows; ++i) acc_TR[i] += static_cast<int32_t>(y_TR[i]);
   }
 }
@@ -77,7 +78,7 @@ extern "C" int mote_matmul_i32(const mote_matrix *w, const int8_t *x_q, int64_t 
   if (int status = measure(w, &linear.m)) return status;
   if (is_float(w->format)) return fail(MOTE_UNSUPPORTED, "bf16 and f32 have no integers; use mote_linear_f32");
   if (is_scaled(w->format) && w->cols > kMaxInt8Cols)
-    return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " columns may overflow int32; int4 and int8 take up to %" PRId64, w->cols,
+    return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " columns may overflow int32; integers take up to %" PRId64, w->cols,
                 kMaxInt8Cols);
   if (int status = check_call(*w, x_q, tokens, x_stride, y, y_stride, threads)) return status;
   const Isa *isa = chosen_isa();
@@ -87,7 +88,7 @@ extern "C" int mote_matmul_i32(const mote_matrix *w, const int8_t *x_q, int64_t 
   Input input(x_q, tokens, w->cols, x_stride);
   if (int status = input.prepare(*isa, linear, threads)) return status;
   Integers work{*isa, linear, *input.form(linear), tokens, y, y_stride};
-  const int64_t tasks = linear.m.strips * ((tokens + kTokenBlock - 1) / kTokenBlock);
+  const int64_t tasks = linear.m.strips * ceil_div(tokens, kTokens);
   parallel_for(threads, tasks, [](void *self, int64_t i) { static_cast<Integers *>(self)->task(i); }, &work);
   return MOTE_OK;
 }

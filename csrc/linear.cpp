@@ -11,11 +11,11 @@
 
 #include "pool.h"
 #include "status.h"
+#include "widths.h"
 
 namespace mote {
 namespace {
 
-constexpr int64_t kTokenBlock = 240;  // accumulators of a block: 60 KiB, beside a tile of weights in L2
 constexpr int64_t kTokenTile = 6;     // tokens that the kernels multiply together
 // Weights are prefetched well ahead of where they are read: a thread that decodes should read on where it has been.
 constexpr int64_t kRunBytes = 128 << 10;
@@ -75,7 +75,7 @@ void Task::run() const {
 }
 
 void Task::ternary(int32_t *acc_TR) const {
-  isa.dot(w().format, w().data + strip * m().kgs * kGroupBytes, m().kgs, form->x + t0 * form->stride, form->stride, tn,
+  isa.dot(w().format, w().data + strip * m().strip_bytes(), m().kgs, form->x + t0 * form->stride, form->stride, tn,
           acc_TR);
   const auto *scale = static_cast<const float *>(w().scale);
   for (int64_t t = 0; t < tn; ++t) {
@@ -112,12 +112,13 @@ void Task::ternary_grouped(int32_t *acc_TR) const {
 }
 
 void Task::scaled(float *y_TR) const {
-  const auto *scale = static_cast<const uint16_t *>(w().scale) + strip * m().scales * kStripRows;
-  const ScaledStrip weights = {w().data + strip * m().kgs * kGroupBytes, scale, w().cols, w().group, m().scales,
-                               w().format};
+  const int64_t first = strip * m().scales * kStripRows;
+  ScaledStrip weights = {w().data + strip * m().strip_bytes(), static_cast<const uint16_t *>(w().scale) + first, w().cols,
+                         w().group, m().scales, w().format};
+  if (w().zero) weights.zero_GR = static_cast<const uint16_t *>(w().zero) + first;
   const GroupedInput x = {form->x + t0 * form->stride, form->stride, form->s + t0 * m().scales,
                           form->sum + t0 * m().scales};
-  isa.dot_scaled(weights, x, tn, y_TR);
+  dot_integers(isa, weights, x, tn, y_TR);
   for (int64_t t = 0; t < tn; ++t) std::copy_n(y_TR + t * kStripRows, rows(), y(t));
 }
 
@@ -142,8 +143,8 @@ void Region::task(int64_t i) const {
 // Time of one multiplication, in those of a ternary one.
 int64_t cost_of(int32_t format) {
   switch (format) {
-    case MOTE_INT4: return 2;
-    case MOTE_INT8: return 4;
+    case MOTE_INT4: case MOTE_INT2: return 2;
+    case MOTE_INT8: case MOTE_INT3: case MOTE_INT6: case MOTE_UINT8: return 4;
     case MOTE_BF16: return 8;
     case MOTE_F32: return 16;
     default: return 1;
@@ -159,7 +160,7 @@ int64_t lay_out(Job *jobs, int64_t count, int64_t most, int32_t threads) {
     job->block = round_up(ceil_div(tokens, ceil_div(tokens, most)), kTokenTile);
     job->run = 1;
     if (tokens == 1 && threads > 1)
-      job->run = std::max<int64_t>(1, std::min(kRunBytes / (m.kgs * kGroupBytes + 1), m.strips / (4 * threads)));
+      job->run = std::max<int64_t>(1, std::min(kRunBytes / (m.strip_bytes() + 1), m.strips / (4 * threads)));
     tasks += ceil_div(m.strips, job->run) * ceil_div(job->product->tokens, job->block);
     job->end = tasks;
   }
@@ -205,12 +206,17 @@ int check_scales(const mote_matrix &w, const Geometry &m) {
     expected = w.granularity == MOTE_TENSOR ? 1 : w.granularity == MOTE_ROW ? w.rows : w.rows * m.scales;
   } else if (is_scaled(w.format)) {
     if (w.granularity != MOTE_GROUP)
-      return fail(MOTE_BAD_ARGUMENT, "granularity %d: int4 and int8 have scales per group, 2", w.granularity);
+      return fail(MOTE_BAD_ARGUMENT, "granularity %d: integers have scales per group, 2", w.granularity);
     expected = m.strips * m.scales * kStripRows;
   }
   if (w.scales != expected || (expected > 0 && !w.scale))
     return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " weight scales where %" PRId64 " are needed, or a null pointer", w.scales,
                 expected);
+  if (w.zero && (!is_scaled(w.format) || w.format == MOTE_INT8))
+    return fail(MOTE_BAD_ARGUMENT, "format %d has no zero points; integers have, 8 bits of them as uint8", w.format);
+  if (w.zeros != (w.zero ? expected : 0))
+    return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " zero points where %" PRId64 " are needed, or a null pointer", w.zeros,
+                w.zero ? expected : 0);
   return MOTE_OK;
 }
 }  // namespace

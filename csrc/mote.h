@@ -20,18 +20,23 @@ extern "C" {
 #define MOTE_API __attribute__((visibility("default")))
 
 /* Raised whenever a signature or the packed order changes; the caller compares it with its own. */
-#define MOTE_ABI 2
+#define MOTE_ABI 3
 
 enum {
   MOTE_OK = 0, MOTE_BAD_ARGUMENT = 1, MOTE_BAD_VALUE = 2, MOTE_NO_MEMORY = 3, MOTE_UNSUPPORTED = 4, MOTE_CANCELLED = 5
 };
-/* Formats. 2bit, base3 (ternary), int4, int8 lie packed in strips; bf16 and f32 row-major [N, K], as in any checkpoint. */
-enum { MOTE_2BIT = 1, MOTE_BASE3 = 2, MOTE_INT4 = 3, MOTE_INT8 = 4, MOTE_BF16 = 5, MOTE_F32 = 6 };
+/* Formats. 2bit, base3 (ternary) and integers lie packed in strips; bf16 and f32 row-major [N, K], as in any checkpoint.
+ * uint8: the bytes of int8 with a 256th level, for grids with zero points. */
+enum {
+  MOTE_2BIT = 1, MOTE_BASE3 = 2, MOTE_INT4 = 3, MOTE_INT8 = 4, MOTE_BF16 = 5, MOTE_F32 = 6, MOTE_INT2 = 7, MOTE_INT3 = 8,
+  MOTE_INT6 = 9, MOTE_UINT8 = 10
+};
 enum { MOTE_TENSOR = 0, MOTE_ROW = 1, MOTE_GROUP = 2 };       /* ternary scales: one, [N], or [N, G] */
 
 /* One matrix W [N, K] with all that its product needs.
- * group: inputs per scale group (0: none); each scale group starts on a fresh k-group. int4 and int8 always have groups.
- * scale: 2bit, base3: fp32, as granularity says; int4, int8: bf16 [strips, G, 64]; bf16, f32: NULL. */
+ * group: inputs per scale group (0: none); each scale group starts on a fresh k-group. Integers always have groups.
+ * scale: 2bit, base3: fp32, as granularity says; integers: bf16 [strips, G, 64]; bf16, f32: NULL.
+ * zero: of integers other than int8, whose weights then are scale * (code - zero), code = q + 2^(B-1) for B bits. */
 typedef struct {
   const uint8_t *data;
   int64_t bytes;  /* size of data; must be what mote_packed_bytes says */
@@ -40,6 +45,8 @@ typedef struct {
   const float *bias; /* [N], added last, or NULL */
   int64_t rows, cols, group;
   int32_t format, granularity;
+  const void *zero; /* bf16, as many as scales and in their order, or NULL */
+  int64_t zeros;    /* numbers at zero */
 } mote_matrix;
 
 MOTE_API int mote_abi(void);
@@ -56,8 +63,8 @@ MOTE_API int mote_select_isa(const char *name);
 
 /* Bytes of a packed matrix, or -1 with an error. */
 MOTE_API int64_t mote_packed_bytes(int32_t format, int64_t rows, int64_t cols, int64_t group);
-/* q int8 [N, K] -> out, exactly out_bytes = mote_packed_bytes(...). 2bit, base3: -1, 0, 1; int4: -8..7; int8:
- * -127..127; MOTE_BAD_VALUE on another value. */
+/* q int8 [N, K] -> out, exactly out_bytes = mote_packed_bytes(...). 2bit, base3: -1, 0, 1; int8: -127..127; other
+ * integers of B bits: -2^(B-1)..2^(B-1) - 1; MOTE_BAD_VALUE on another value. */
 MOTE_API int mote_pack(int32_t format, int64_t rows, int64_t cols, int64_t group, const int8_t *q, int64_t q_stride,
                        uint8_t *out, int64_t out_bytes);
 /* The inverse. MOTE_BAD_VALUE on a byte that no packing writes (2-bit digit 3, base-3 byte above 242, int8 byte 0). */
@@ -68,15 +75,17 @@ MOTE_API int mote_unpack(const mote_matrix *w, int8_t *q, int64_t q_stride);
 MOTE_API int mote_quantize_activation(const float *x, int64_t tokens, int64_t cols, int64_t x_stride, int8_t *x_q,
                                       int64_t x_q_stride, float *s);
 
-/* y int32 [T, N] = x_q [T, K] . W^T, exact, whatever the scales: for tests and for the curious. Not for bf16, f32. */
+/* y int32 [T, N] = x_q [T, K] . q^T, exact, whatever scales and zero points: for tests and for the curious. Not for
+ * bf16, f32. */
 MOTE_API int mote_matmul_i32(const mote_matrix *w, const int8_t *x_q, int64_t tokens, int64_t x_stride, int32_t *y,
                              int64_t y_stride, int32_t threads);
 
 /* y fp32 [T, N] = x fp32 [T, K] . W^T (+ bias), in fp32, each operation rounded once, in this order, none fused:
  *   2bit, base3   x to int8 per token (x_q, s); acc exact;  MOTE_TENSOR, MOTE_ROW  y = float(acc) * (s * scale)
  *                 MOTE_GROUP  y = 0; for g in order: y = y + float(acc_g) * scale[n, g];  then y = y * s
- *   int4, int8    x to int8 per token and scale group (x_q, s_g); y = 0; for g in order: y = y + float(acc_g) *
- *                 (scale[n, g] * s_g)
+ *   integers      x to int8 per token and scale group (x_q, s_g); y = 0; for g in order: y = y + float(acc_g) *
+ *                 (scale[n, g] * s_g); then, with zero points, for g in order: y = y + (float(sum of x_q in g) * s_g) *
+ *                 (scale[n, g] * (2^(B-1) - zero[n, g]))
  *   bf16, f32     16 running sums, sum j over inputs k = j modulo 16 in order, each step one fused multiply-add; then
  *                 sum j += sum j + h for h = 8, 4, 2, 1.
  * A row's bits depend on its own x only: not on the other tokens, the ISA (bf16 and f32: where fused multiply-add is
@@ -84,7 +93,7 @@ MOTE_API int mote_matmul_i32(const mote_matrix *w, const int8_t *x_q, int64_t to
 MOTE_API int mote_linear_f32(const mote_matrix *w, const float *x, int64_t tokens, int64_t x_stride, float *y,
                              int64_t y_stride, int32_t threads);
 
-/* y fp32 [n, K] = dequantised rows of int4, int8, bf16 or f32: the look-up of an embedding. */
+/* y fp32 [n, K] = dequantised rows of integers, bf16 or f32: the look-up of an embedding. */
 MOTE_API int mote_rows_f32(const mote_matrix *w, const int64_t *rows, int64_t n, float *y, int64_t y_stride);
 
 /* ---- one feed-forward layer: a shared expert, routed experts, or both ---- */

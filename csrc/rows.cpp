@@ -12,14 +12,17 @@ void scaled_row(const Linear &linear, int64_t row, float *y) {
   const mote_matrix &w = *linear.w;
   const Geometry &m = linear.m;
   const int64_t strip = row / kStripRows, r = row % kStripRows;
-  const auto *scale = static_cast<const uint16_t *>(w.scale) + strip * m.scales * kStripRows + r;
-  const uint8_t *data = w.data + strip * m.kgs * kGroupBytes + r * 4;
-  const int offset = digit_offset(w.format);
+  const int64_t first = strip * m.scales * kStripRows + r;
+  const auto *scale = static_cast<const uint16_t *>(w.scale) + first;
+  const auto *zero = w.zero ? static_cast<const uint16_t *>(w.zero) + first : nullptr;
+  const uint8_t *data = w.data + strip * m.strip_bytes() + r * 4;
+  const auto offset = static_cast<float>(digit_offset(w.format));
   for (int64_t k = 0; k < w.cols; ++k) {
     // Groups are whole k-groups but for the last, so that inputs run through k-groups without a gap.
     const int64_t i = k % m.per_group;
-    const int digit = unpack_digit(w.format, static_cast<int>(i / 4), data[k / m.per_group * kGroupBytes + i % 4]);
-    y[k] = static_cast<float>(digit - offset) * bf16_to_float(scale[k / w.group * kStripRows]);
+    const auto digit = static_cast<float>(digit_of(w.format, data + k / m.per_group * m.kg_bytes + i % 4, i));
+    const int64_t g = k / w.group * kStripRows;
+    y[k] = (digit - (zero ? bf16_to_float(zero[g]) : offset)) * bf16_to_float(scale[g]);
   }
 }
 
@@ -43,7 +46,7 @@ extern "C" int mote_rows_f32(const mote_matrix *w, const int64_t *rows, int64_t 
   Linear linear;
   if (!w) return fail(MOTE_BAD_ARGUMENT, "the packed matrix is a null pointer");
   if (int status = open_linear(*w, nullptr, &linear)) return status;
-  if (is_ternary(w->format)) return fail(MOTE_UNSUPPORTED, "rows of ternary matrices are not looked up; use int4 or int8");
+  if (is_ternary(w->format)) return fail(MOTE_UNSUPPORTED, "rows of ternary matrices are not looked up; use integers");
   if (n < 0 || y_stride < w->cols || !fits(n, y_stride) || (n > 0 && (!rows || !y)))
     return fail(MOTE_BAD_ARGUMENT, "%" PRId64 " rows of %" PRId64 " with stride %" PRId64 ", or a null pointer", n,
                 w->cols, y_stride);

@@ -8,6 +8,7 @@
 
 #include "format.h"
 #include "isa/avx2.h"
+#include "isa/codes.h"
 
 namespace mote::avx2 {
 namespace {
@@ -185,5 +186,5 @@ bool usable() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports(
 }  // namespace mote::avx2
 
 namespace mote {
-const Isa kAvx2 = {"avx2", avx2::usable, avx2::dot, avx2::dot_scaled, &kAvx2Floats};
+const Isa kAvx2 = {"avx2", avx2::usable, avx2::dot, avx2::dot_scaled, widen_codes, &kAvx2Floats};
 }  // namespace mote

@@ -253,14 +253,15 @@ void many_tokens(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, fl
   }
 }
 
+// Of uint8 the weight -128 has no opposite, which one_token of int8 needs.
 template <int32_t F>
 void dot_scaled_as(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR) {
-  tokens == 1 ? one_token<F>(w, x, y_TR) : many_tokens<F>(w, x, tokens, y_TR);
+  tokens == 1 && w.format != MOTE_UINT8 ? one_token<F>(w, x, y_TR) : many_tokens<F>(w, x, tokens, y_TR);
 }
 }  // namespace
 
 void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR) {
-  std::fill_n(y_TR, tokens * kStripRows, 0.0f);
+  if (!w.add) std::fill_n(y_TR, tokens * kStripRows, 0.0f);
   w.format == MOTE_INT4 ? dot_scaled_as<MOTE_INT4>(w, x, tokens, y_TR) : dot_scaled_as<MOTE_INT8>(w, x, tokens, y_TR);
 }
 }  // namespace mote::avx2

@@ -8,6 +8,7 @@
 
 #include "format.h"
 #include "isa/avx512vnni.h"
+#include "isa/codes.h"
 
 namespace mote::avx512vnni {
 namespace {
@@ -200,5 +201,5 @@ bool usable() {
 }  // namespace mote::avx512vnni
 
 namespace mote {
-const Isa kAvx512Vnni = {"avx512vnni", avx512vnni::usable, avx512vnni::dot, avx512vnni::dot_scaled, &kAvx512Floats};
+const Isa kAvx512Vnni = {"avx512vnni", avx512vnni::usable, avx512vnni::dot, avx512vnni::dot_scaled, widen_codes, &kAvx512Floats};
 }  // namespace mote

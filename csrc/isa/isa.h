@@ -12,13 +12,15 @@ struct GroupedInput {
   const int32_t *sum_TG; // [T, G]
 };
 
-// One strip of an int4 or int8 matrix.
+// One strip of a matrix of integers.
 struct ScaledStrip {
   const uint8_t *data;        // k-groups of 256 bytes, scale group after scale group
   const uint16_t *scale_GR;   // bf16 [G, 64]
   int64_t cols, group;        // the last scale group may be shorter; its k-groups are padded with code 0
   int64_t scale_groups;       // G
   int32_t format;
+  const uint16_t *zero_GR = nullptr;  // bf16 [G, 64] of a grid that is not symmetric
+  bool add = false;           // y_TR holds the sum over scale groups before these, to be added to
 };
 
 // Keys, values and queries of one kv head in one layer, for one span of new tokens (csrc/mote.h: mote_span).
@@ -67,8 +69,10 @@ struct Isa {
   // takes the sum of x away. strip: groups * 256 bytes of any alignment; x: rows of groups * per_group int8 at x_stride.
   void (*dot)(int32_t format, const uint8_t *strip, int64_t groups, const int8_t *x, int64_t x_stride, int64_t tokens,
               int32_t *acc_TR);
-  // int4, int8: y_TR[t * 64 + r] as mote_linear_f32 says, the sums of x taken away here.
+  // int4, int8, uint8: y_TR[t * 64 + r] as mote_linear_f32 says, zero points aside, the sums of x taken away here.
   void (*dot_scaled)(const ScaledStrip &strip, const GroupedInput &x, int64_t tokens, float *y_TR);
+  // int2, int3, int6: `groups` k-groups at data, as those of int8 at tile.
+  void (*widen)(int32_t format, const uint8_t *data, int64_t groups, uint8_t *tile);
   const FloatKernels *floats;
 };
 

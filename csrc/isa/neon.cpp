@@ -4,6 +4,7 @@
 // registers straight from the stream of weights; more tokens share a tile of digits unpacked once into L1. Legend:
 // quad = 4 consecutive inputs; a tile is [quad][64 rows][4] digits, 256 bytes a quad.
 #include "isa/neon.h"
+#include "isa/codes.h"
 
 #include <algorithm>
 #if defined(__linux__)
@@ -151,5 +152,5 @@ bool usable() {
 }  // namespace mote::neon
 
 namespace mote {
-const Isa kNeon = {"neon", neon::usable, neon::dot, neon::dot_scaled, &kNeonFloats};
+const Isa kNeon = {"neon", neon::usable, neon::dot, neon::dot_scaled, widen_codes, &kNeonFloats};
 }  // namespace mote

@@ -129,7 +129,7 @@ void many_tokens(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, fl
 }  // namespace
 
 void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR) {
-  std::fill_n(y_TR, tokens * kStripRows, 0.0f);
+  if (!w.add) std::fill_n(y_TR, tokens * kStripRows, 0.0f);
   if (tokens > 1) {
     many_tokens(w, x, tokens, y_TR);
   } else if (w.format == MOTE_INT4) {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "format.h"
+#include "isa/codes.h"
 #include "isa/isa.h"
 
 namespace mote {
@@ -31,7 +32,7 @@ void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, flo
   const int64_t per_group = w.format == MOTE_INT4 ? 8 : 4;
   const int offset = digit_offset(w.format);
   const uint8_t *data = w.data;
-  std::fill_n(y_TR, tokens * kStripRows, 0.0f);
+  if (!w.add) std::fill_n(y_TR, tokens * kStripRows, 0.0f);
   for (int64_t g = 0; g < w.scale_groups; ++g) {
     const int64_t k0 = g * w.group, n = std::min(w.group, w.cols - k0), stored = (n + per_group - 1) / per_group;
     for (int64_t r = 0; r < kStripRows; ++r) {
@@ -53,5 +54,5 @@ void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, flo
 bool usable() { return true; }
 }  // namespace
 
-const Isa kScalar = {"scalar", usable, dot, dot_scaled, &kScalarFloats};
+const Isa kScalar = {"scalar", usable, dot, dot_scaled, widen_codes, &kScalarFloats};
 }  // namespace mote

@@ -51,7 +51,7 @@ SHAPES = {
 
 def packed(module: str, rows: int, cols: int, fmt: WeightFormat) -> dict[str, Tensor]:
     w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(len(module)))
-    q, scale = round_to_nearest(w, fmt)
+    q, scale, _ = round_to_nearest(w, fmt)
     codec = codec_of(CONTRACT, fmt)
     assert codec is not None
     return {f"{module}.packed": CODECS[codec].pack(q, fmt.group), f"{module}.scale": scales_to_strips(scale)}

@@ -16,6 +16,10 @@ TERNARY = ("2bit", "base3")
 # (codec, inputs per scale group); 40 is no divisor of a tile, 512 is larger than one
 FORMATS = [("2bit", 0), ("base3", 0), ("2bit", 48), ("base3", 48), ("base3", 60)]
 FORMATS += [(codec, group) for codec in ("int4", "int8") for group in (8, 32, 40, 64, 128, 512)]
+WIDENED = [("int2", 16), ("int2", 48), ("int2", 512), ("int3", 32), ("int3", 96), ("int6", 16), ("int6", 64)]
+FORMATS += [*WIDENED, ("int3", 1024), ("uint8", 40), ("uint8", 64)]
+ZEROS = [("int4", 8), ("int4", 64), *WIDENED, ("uint8", 4), ("uint8", 40), ("uint8", 512)]
+"""Integers whose grid is not symmetric; 4 and 8 inputs a group are more groups than are done at once."""
 # (N, K, T): one of everything, edges of strips (64), k-groups (16, 20), tiles (6 and 4 tokens) and blocks
 # (100 and 64 quads of inputs; 240 tokens).
 SHAPES = [
@@ -60,6 +64,14 @@ def random_scales(codec: str, granularity: str, rows: int, cols: int, group: int
     return scale if codec in TERNARY else scales_to_strips(scale)
 
 
+def random_zeros(codec: str, rows: int, cols: int, group: int) -> Tensor:
+    """Zero points about the middle of the codes, integers for every other group."""
+    generator = torch.Generator().manual_seed(rows + cols + group)
+    zero = torch.randn(rows, -(-cols // group), generator=generator) + ALL[codec].offset
+    zero[:, ::2] = zero[:, ::2].round()
+    return scales_to_strips(zero)
+
+
 def random_inputs(tokens: int, cols: int) -> Tensor:
     generator = torch.Generator().manual_seed(tokens + cols)
     return torch.randn(tokens, cols, generator=generator) * torch.rand(tokens, 1, generator=generator) * 9
@@ -99,19 +111,41 @@ def test_scaled_outputs_have_the_same_bits(
             assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 60), ("int4", 32), ("int8", 64)])
+@pytest.mark.parametrize(("codec", "group"), ZEROS)
+@pytest.mark.parametrize(("rows", "cols", "tokens"), SHAPES)
+def test_outputs_with_zero_points_have_the_same_bits(
+    isa: str, codec: str, group: int, rows: int, cols: int, tokens: int
+) -> None:
+    q_NK, _ = random_case(codec, rows, cols, tokens)
+    packed, zero = reference.pack(q_NK, codec, group), random_zeros(codec, rows, cols, group)
+    scale = random_scales(codec, "group", rows, cols, group)
+    arguments = (packed, scale, codec, rows, cols, group, "group", random_inputs(tokens, cols))
+    bias = torch.linspace(-1, 1, rows)
+    expected = reference.linear(*arguments, zero=zero, bias=bias)
+    for threads in (1, 2, 5):
+        poisoned = torch.full((tokens, rows), float("nan"))
+        got = kernels.linear(*arguments, zero=zero, bias=bias, threads=threads, out=poisoned)
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("codec", "group"), [("2bit", 0), ("base3", 60), ("int4", 32), ("int8", 64), ("int3", 32), ("uint8", 64)]
+)
 def test_a_row_depends_on_its_own_token_only(isa: str, codec: str, group: int) -> None:
     q_NK, _ = random_case(codec, 100, 200, 1)
     packed = reference.pack(q_NK, codec, group)
     granularity = "group" if group else "row"
     scale = random_scales(codec, granularity, 100, 200, group)
-    x = random_inputs(11, 200)
-    together = kernels.linear(packed, scale, codec, 100, 200, group, granularity, x)
-    alone = [kernels.linear(packed, scale, codec, 100, 200, group, granularity, row[None]) for row in x]
+    x, zero = random_inputs(11, 200), random_zeros(codec, 100, 200, group) if (codec, group) in ZEROS else None
+    together = kernels.linear(packed, scale, codec, 100, 200, group, granularity, x, zero=zero)
+    alone = [kernels.linear(packed, scale, codec, 100, 200, group, granularity, row[None], zero=zero) for row in x]
     assert torch.equal(together, torch.cat(alone))
 
 
-@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 0), ("int4", 1024), ("int8", 1024)])
+EXTREMES = [("2bit", 0), ("base3", 0), *((name, 1024) for name in ALL if ALL[name].max_group)]
+
+
+@pytest.mark.parametrize(("codec", "group"), EXTREMES)
 @pytest.mark.parametrize("value", [-128, 127])
 @pytest.mark.parametrize("extreme", ["low", "high"])
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -125,14 +159,17 @@ def test_extremes_do_not_overflow(isa: str, codec: str, group: int, value: int, 
 
 @pytest.mark.parametrize("codec", sorted(ALL))
 def test_scale_groups_larger_than_the_matrix_and_of_one_k_group(isa: str, codec: str) -> None:
-    for group in (16, 32, 320):
+    for group in {max(16, ALL[codec].group_multiple), 32, 320}:
         q_NK, x_q = random_case(codec, 67, 100, 3)
         packed = reference.pack(q_NK, codec, group)
         got = kernels.matmul_i32(packed, codec, 67, 100, x_q, group)
         assert torch.equal(got, reference.matmul_i32(packed, codec, 67, 100, x_q, group))
 
 
-@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 0), ("base3", 60), ("int4", 32), ("int8", 32)])
+STRIDED = [("2bit", 0), ("base3", 0), ("base3", 60), *((name, 32) for name in ALL if ALL[name].max_group)]
+
+
+@pytest.mark.parametrize(("codec", "group"), STRIDED)
 def test_rows_of_any_stride_and_weights_of_any_alignment(isa: str, codec: str, group: int) -> None:
     q_NK, _ = random_case(codec, 70, 100, 1)
     packed = reference.pack(q_NK, codec, group)
@@ -153,7 +190,7 @@ def test_rows_of_any_stride_and_weights_of_any_alignment(isa: str, codec: str, g
     assert bool((floats[:, 130:] == -7).all())
 
 
-@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 60), ("int4", 32), ("int8", 32)])
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("base3", 60), ("int4", 32), ("int8", 32), ("int6", 32)])
 def test_no_tokens_give_no_rows(isa: str, codec: str, group: int) -> None:
     packed = reference.pack(torch.zeros(3, 5, dtype=torch.int8), codec, group)
     assert kernels.matmul_i32(packed, codec, 3, 5, torch.empty((0, 5), dtype=torch.int8), group).shape == (0, 3)
@@ -193,7 +230,7 @@ def test_a_value_that_is_not_finite_shows_in_its_token_only(bad: float) -> None:
     assert s.isfinite().tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("int4", 4 * 8), ("int8", 4), ("bf16", 0)])
+@pytest.mark.parametrize(("codec", "group"), [("2bit", 0), ("int4", 4 * 8), ("int8", 4), ("bf16", 0), ("int2", 32)])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_outputs_of_a_token_that_is_not_finite_are_not_either(isa: str, codec: str, group: int, bad: float) -> None:
     x = random_inputs(3, 40)

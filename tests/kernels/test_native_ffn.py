@@ -35,6 +35,10 @@ FORMATS: dict[str, Format] = {
     "base3 groups": ("base3", "group", 60),
     "int4": ("int4", "group", 32),
     "int8": ("int8", "group", 40),
+    "int2": ("int2", "group", 16),
+    "int3": ("int3", "group", 32),
+    "int6": ("int6", "group", 64),
+    "uint8": ("uint8", "group", 32),
     "bf16": ("bf16", "tensor", 0),
     "f32": ("f32", "tensor", 0),
 }
@@ -49,6 +53,9 @@ CASES: list[tuple[str, str | None, tuple[int, int, int], dict[str, Any]]] = [
     ("bf16", None, (45, 77, 4), {"top_k": 2, "renormalize": True}),
     ("int4", "2bit groups", (67, 99, 1), {}),
     ("base3", "f32", (1, 1, 1), {"renormalize": True}),
+    ("int3", None, (70, 130, 4), {"top_k": 2, "renormalize": True}),  # MoE-LLaVA, quantised
+    ("int2", "int6", (64, 99, 3), {"top_k": 2}),
+    ("uint8", "int3", (40, 65, 2), {}),
     ("base3", "int4", (200, 333, 4), {}),  # enough work that other threads join in
 ]
 
@@ -69,8 +76,13 @@ def stored(rows: int, cols: int, fmt: Format, generator: torch.Generator) -> Sto
     q = torch.randint(low, high + 1, (rows, cols), dtype=torch.int8, generator=generator)
     shape = {"tensor": (), "row": (rows,), "group": (rows, -(-cols // (group or cols)))}[granularity]
     scale = (torch.rand(shape, generator=generator) + 0.5) / (high * math.sqrt(cols))
-    scale = scales_to_strips(scale) if codec in ("int4", "int8") else scale
-    return StoredMatrix(kernels.pack(q, codec, group), scale, codec, rows, cols, group, granularity)  # type: ignore[arg-type]
+    packed = kernels.pack(q, codec, group)
+    if not CODECS[codec].max_group:
+        return StoredMatrix(packed, scale, codec, rows, cols, group, granularity)  # type: ignore[arg-type]
+    zero = None
+    if codec in ("int3", "uint8"):
+        zero = scales_to_strips(CODECS[codec].offset + torch.randn(shape, generator=generator))
+    return StoredMatrix(packed, scales_to_strips(scale), codec, rows, cols, group, "group", zero)
 
 
 def layer_of(routed: str, shared: str | None, sizes: tuple[int, int, int], **settings: Any) -> FeedForward:

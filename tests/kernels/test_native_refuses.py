@@ -125,7 +125,7 @@ def int_linear(codec: str, **changes: object) -> Tensor:
         ({"group": 0}, "needs scale groups of a multiple of"),
         ({"group": 30}, "needs scale groups of a multiple of"),
         ({"group": 1032}, "up to 1024"),
-        ({"granularity": "row"}, "granularity 1: int4 and int8 have scales per group"),
+        ({"granularity": "row"}, "granularity 1: integers have scales per group"),
         ({"scale": torch.ones(70, 2, dtype=torch.bfloat16)}, "140 weight scales where 256"),
         ({"scale": torch.ones(2, 2, 64)}, "scale is torch.float32"),
         ({"scale": None}, "0 weight scales where 256"),

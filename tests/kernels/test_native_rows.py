@@ -82,7 +82,10 @@ def test_rows_of_dense_matrices(codec: str) -> None:
     assert torch.equal(kernels.rows(w, None, codec, 33, 21, 0, index), w[index].float())
 
 
-@pytest.mark.parametrize(("codec", "group"), [("int4", 8), ("int4", 64), ("int8", 4), ("int8", 40)])
+@pytest.mark.parametrize(
+    ("codec", "group"),
+    [("int4", 8), ("int4", 64), ("int8", 4), ("int8", 40), ("int2", 16), ("int3", 32), ("int6", 48), ("uint8", 64)],
+)
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (64, 64), (130, 257), (71, 576)])
 def test_rows_of_scaled_matrices(codec: str, group: int, rows: int, cols: int) -> None:
     generator = torch.Generator().manual_seed(rows + cols)
@@ -93,6 +96,14 @@ def test_rows_of_scaled_matrices(codec: str, group: int, rows: int, cols: int) -
     expected = (q_NK.float() * scale_NG.float().repeat_interleave(group, 1)[:, :cols])[index]
     assert torch.equal(kernels.rows(packed, scale, codec, rows, cols, group, index), expected)
     assert torch.equal(reference.rows(packed, scale, codec, rows, cols, group, index), expected)
+    if codec == "int8":
+        return
+    zero_NG = (torch.randn(scale_NG.shape, generator=generator) + CODECS[codec].offset).to(torch.bfloat16)
+    zero = scales_to_strips(zero_NG)
+    wide = [t.float().repeat_interleave(group, 1)[:, :cols] for t in (scale_NG, zero_NG)]
+    expected = ((q_NK.float() + CODECS[codec].offset - wide[1]) * wide[0])[index]
+    for rows_of in (kernels.rows, reference.rows):
+        assert torch.equal(rows_of(packed, scale, codec, rows, cols, group, index, zero=zero), expected)
 
 
 def test_rows_that_do_not_exist_are_refused() -> None:

@@ -33,7 +33,7 @@ TERNARY = ("2bit", "base3")
 
 
 def some_group(codec: Codec, like: int = 16) -> int:
-    """No scale groups where they are optional; otherwise groups of about `like` inputs, as far as the codec has them."""
+    """No scale groups where they are optional; otherwise groups of `like` inputs, or a few more where they must."""
     return -(-like // codec.group_multiple) * codec.group_multiple if codec.max_group else 0
 
 

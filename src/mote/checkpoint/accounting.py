@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from mote.checkpoint.contract import MoteConfig, integer_codec
+from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import PlannedTensor, TensorInfo
 from mote.checkpoint.layout import (
     MATRICES,
@@ -28,6 +28,7 @@ from mote.checkpoint.layout import (
     mixture_prefixes,
 )
 from mote.checkpoint.shards import Checkpoint
+from mote.ternary.format import integer_codec
 
 GIB = 1 << 30
 BF16_BITS = Fraction(16)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mote.errors import CheckpointError, FormatError
-from mote.ternary.format import FULL_PRECISION, WeightFormat
+from mote.ternary.format import FULL_PRECISION, WeightFormat, integer_codec
 
 FORMAT_VERSION = 1
 QUANT_METHOD = "mote"
@@ -18,22 +18,8 @@ MODEL_TYPE = "mote_lmm"
 State = Literal["dense", "upcycled", "packed"]
 Combine = Literal["add", "convex", "gated"]
 CodecName = Literal["base3", "2bit"]
-IntegerCodec = Literal["int2", "int3", "int4", "int6", "int8", "uint8"]
 SIZES = ("hidden_size", "ffn_size", "query_size", "key_value_size", "vocab_size")
 """Keys that state unpadded sizes, which packed tensors do not tell."""
-
-
-def integer_codec(fmt: WeightFormat) -> IntegerCodec | None:
-    """The integer codec that holds matrices of this format, or None for a format that none holds.
-
-    INT8 activations with a scale per group are what tells weights that are stored packed from weights that are kept as
-    floats and quantised on the fly.
-    """
-    if fmt.activation != "int8_group" or fmt.granularity != "group" or fmt.scale not in ("absmax", "given"):
-        return None
-    if fmt.quantizer == "int8":
-        return "int8" if fmt.symmetric else "uint8"
-    return fmt.quantizer if fmt.quantizer in ("int2", "int3", "int4", "int6") else None
 
 
 @dataclass(frozen=True, kw_only=True)

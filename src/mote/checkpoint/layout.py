@@ -25,11 +25,11 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mote.checkpoint.contract import MoteConfig, integer_codec
+from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import TensorInfo
 from mote.errors import CheckpointError, MoteError
 from mote.ternary.codecs import CODECS
-from mote.ternary.format import WeightFormat
+from mote.ternary.format import WeightFormat, integer_codec
 
 if TYPE_CHECKING:
     from mote.checkpoint.shards import Checkpoint

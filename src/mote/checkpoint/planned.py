@@ -8,7 +8,7 @@ and `Linear.expected`, which a checkpoint is checked against when it is opened.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from mote.checkpoint.contract import MoteConfig, integer_codec
+from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import (
     MATRICES,
@@ -19,6 +19,7 @@ from mote.checkpoint.layout import (
     plain_linears,
 )
 from mote.errors import UnsupportedModelError
+from mote.ternary.format import integer_codec
 
 Shapes = Mapping[str, tuple[int, ...]]
 

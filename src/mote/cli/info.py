@@ -107,7 +107,7 @@ def _shared(mote: "MoteConfig") -> str:
 
 def _stored(mote: "MoteConfig") -> list[str]:
     """One line on what is packed beside routed experts; none when nothing is."""
-    from mote.checkpoint.contract import integer_codec
+    from mote.ternary.format import integer_codec
 
     shared = "feed-forward networks" if not mote.layers else "shared experts"
     classes = ((shared, mote.shared), ("attention", mote.attention), ("head", mote.head))

@@ -1,15 +1,15 @@
 """What packing does, as settings."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
-from mote.checkpoint.contract import CodecName, MoteConfig, integer_codec
+from mote.checkpoint.contract import CodecName, MoteConfig
 from mote.checkpoint.layout import is_ternary
 from mote.errors import CheckpointError, FormatError
 from mote.model.packed import packable
-from mote.ternary.format import FULL_PRECISION, WeightFormat
+from mote.ternary.format import FULL_PRECISION, WeightFormat, integer_codec
 
-Storage = Literal["none", "int4", "int8"]
+Storage = Literal["none", "int2", "int3", "int4", "int6", "int8"]
 GROUPS = (32, 64, 128)
 
 
@@ -17,39 +17,51 @@ GROUPS = (32, 64, 128)
 class PackConfig:
     """Settings of `pack`.
 
-    codec: layout of the digits, "base3" (5 in a byte, 1.6 bits a weight) or "2bit" (4 in a byte, a little faster).
+    codec: layout of ternary digits, "base3" (5 in a byte, 1.6 bits a weight) or "2bit" (4 in a byte, a little faster).
     shared, attention, head: storage of the shared experts (with the feed-forward networks of layers without a mixture),
-        of the projections q, k, v, o, and of the language model's head: "none" as they are, "int4" or "int8" rounded to
-        nearest. A head that is tied to the embedding becomes one table for both; otherwise the embedding stays.
-    group: inputs per scale of int4 and int8: 32, 64 or 128.
+        of the projections q, k, v, o, and of the language model's head: "none" as they are, or rounded to the nearest
+        integer of 2 to 8 bits. A head that is tied to the embedding becomes one table for both; otherwise the embedding
+        stays.
+    experts: storage of routed experts that were trained in full precision, likewise; "none": on the grid of their
+        training, or as floats where that is none and something else is asked for.
+    group: inputs per scale of the integers: 32, 64 or 128.
+    symmetric: whether the integers' grids are symmetric; otherwise each group has a zero point as well.
     """
 
     codec: CodecName = "base3"
     shared: Storage = "none"
     attention: Storage = "none"
     head: Storage = "none"
+    experts: Storage = "none"
     group: int = 64
+    symmetric: bool = True
 
     def __post_init__(self) -> None:
         if self.codec not in ("base3", "2bit"):
             raise FormatError(f"pack: codec {self.codec!r} is unknown; use 'base3' or '2bit'")
-        for name in ("shared", "attention", "head"):
-            if getattr(self, name) not in ("none", "int4", "int8"):
-                raise FormatError(f"pack: {name}={getattr(self, name)!r} is unknown; use 'none', 'int4' or 'int8'")
+        for name in ("shared", "attention", "head", "experts"):
+            if getattr(self, name) not in get_args(Storage):
+                known = ", ".join(map(repr, get_args(Storage)))
+                raise FormatError(f"pack: {name}={getattr(self, name)!r} is unknown; use one of {known}")
         if self.group not in GROUPS:
             raise FormatError(f"pack: group={self.group!r} is not one of {', '.join(map(str, GROUPS))}")
 
     @property
     def quantizes(self) -> bool:
-        """Whether anything but routed experts is asked for, which a dense model has too."""
-        return any(name != "none" for name in (self.shared, self.attention, self.head))
+        """Whether anything is asked for that is not quantised in training."""
+        return any(name != "none" for name in (self.shared, self.attention, self.head, self.experts))
 
     def format(self, storage: Storage) -> WeightFormat:
         """The number format of one class of matrices."""
         if storage == "none":
             return FULL_PRECISION
         return WeightFormat(
-            quantizer=storage, scale="absmax", granularity="group", group=self.group, activation="int8_group"
+            quantizer=storage,
+            scale="absmax",
+            granularity="group",
+            group=self.group,
+            activation="int8_group",
+            symmetric=self.symmetric,
         )
 
     def contract(self, upcycled: MoteConfig | None, where: str, *, every_layer: bool = True) -> MoteConfig:
@@ -66,6 +78,8 @@ class PackConfig:
                     f"{where}: is dense; up-cycle (and train) it before packing, or say what to quantise (shared, "
                     "attention, head)"
                 )
+            if self.experts != "none":
+                raise FormatError(f"{where}: is dense, it has no routed experts; say shared={self.experts} instead")
             shared = self.format(self.shared)
             return MoteConfig(
                 state="packed",
@@ -78,19 +92,36 @@ class PackConfig:
             )
         if upcycled.state != "upcycled":
             raise CheckpointError(f"{where}: is {upcycled.state} already; pack the up-cycled checkpoint it came from")
-        if not packable(upcycled.routed):
-            raise FormatError(
-                f"{where}: codec {self.codec} cannot hold {upcycled.routed.quantizer} experts with "
-                f"{upcycled.routed.activation} activations; up-cycle with ternary or binary weights and int8 "
-                "activations"
-            )
+        routed = self._routed(upcycled, where)
         if is_ternary(upcycled.shared) and not packable(upcycled.shared):
             raise FormatError(
                 f"{where}: codec {self.codec} cannot hold a {upcycled.shared.quantizer} shared expert without int8 "
                 "activations; up-cycle with activation 'int8'"
             )
         shared = self._shared(upcycled.shared, where, every_layer=every_layer)
-        return replace(upcycled, state="packed", codec=self.codec, shared=shared, attention=attention, head=head)
+        codec = self.codec if is_ternary(routed) or is_ternary(shared) else None
+        parts = {"routed": routed, "shared": shared, "attention": attention, "head": head}
+        return replace(upcycled, state="packed", codec=codec, **parts)  # type: ignore[arg-type]
+
+    def _routed(self, upcycled: MoteConfig, where: str) -> WeightFormat:
+        """Format of the routed experts: the grid of their training, else as asked for, else floats."""
+        trained = upcycled.routed
+        if self.experts != "none":
+            asked = self.format(self.experts)
+            if trained.quantizer != "none" and asked != trained:
+                raise FormatError(
+                    f"{where}: the routed experts were trained as {trained.quantizer}; leave experts as they are, or "
+                    "up-cycle with full-precision ones"
+                )
+            return asked
+        if trained.quantizer == "none" and self.quantizes and upcycled.combine != "gated":
+            return trained
+        if not packable(trained):
+            raise FormatError(
+                f"{where}: codec {self.codec} cannot hold {trained.quantizer} experts with {trained.activation} "
+                "activations; up-cycle with ternary or binary weights and int8 activations, or say experts=int4"
+            )
+        return trained
 
     def _shared(self, trained: WeightFormat, where: str, *, every_layer: bool) -> WeightFormat:
         """Format of the shared expert: as asked for, else the grid of its training, in a codec where one fits."""

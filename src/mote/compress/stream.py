@@ -1,8 +1,9 @@
 """Packing a checkpoint on disk, matrix by matrix, so that memory does not grow with the model.
 
-The stack of each projection becomes `<stack>_packed` and `<stack>_scale`; a gain is folded into the down scale. A
+The stack of each projection becomes `<stack>_packed` and `<stack>_scale`; a gain is folded into the down projection. A
 linear that is to be packed becomes `<module>.packed` and `<module>.scale` where `<module>.weight` was: a shared expert
-on a ternary grid, and what the settings name. Everything else is copied as it is.
+on a ternary grid, and what the settings name. Grids that are not symmetric have a third, `zero`. Everything else is
+copied as it is.
 """
 
 from collections.abc import Callable
@@ -13,17 +14,19 @@ from torch import Tensor
 
 from mote.checkpoint.contract import MODEL_TYPE
 from mote.checkpoint.header import PlannedTensor
-from mote.checkpoint.layout import Linear, codec_of, decoder_prefixes
+from mote.checkpoint.layout import Expected, Linear, codec_of, decoder_prefixes
 from mote.checkpoint.lineage import Provenance
 from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.writer import DEFAULT_SHARD_BYTES, write_checkpoint
 from mote.compress.config import PackConfig
 from mote.compress.targets import Targets, find_targets
 from mote.errors import CheckpointError, FormatError
+from mote.model.experts import encode_stack
 from mote.model.families import PROJECTIONS
 from mote.model.guard import BASE_KEY
 from mote.model.opening import open_config
 from mote.model.packed import PackedMatrix
+from mote.ternary.integers import PackedTensors
 
 
 def pack_checkpoint(
@@ -76,7 +79,7 @@ class _Packer:
         self._formats = targets.formats
         self._repeated = repeated
         self._origin: dict[str, tuple[str, PackedMatrix]] = {}
-        self._scales: dict[str, Tensor] = {}
+        self._made: dict[str, Tensor] = {}
 
     def plan(self) -> list[PlannedTensor]:
         """All tensors of the output, in the source's order."""
@@ -88,53 +91,50 @@ class _Packer:
             if target is None:
                 planned.append(PlannedTensor(name, info.dtype, info.shape))
                 continue
-            packed, scale, linear = target
-            lead = info.shape[:-2]
-            (_, digits), ((dtype,), scales) = linear.expected("").values()
-            planned.append(PlannedTensor(packed, "U8", (*lead, *digits)))
-            planned.append(PlannedTensor(scale, dtype, (*lead, *scales)))
+            linear, expected = target
             layout = PackedMatrix(rows=linear.rows, cols=linear.cols, format=linear.format, codec=linear.codec)
-            self._origin[packed] = self._origin[scale] = (name, layout)
+            for part, ((dtype,), shape) in expected.items():
+                planned.append(PlannedTensor(part, dtype, shape))
+                self._origin[part] = (name, layout)
         return planned
 
     def produce(self, name: str) -> Tensor:
         """The tensor `name` of the output."""
         if name not in self._origin:
             return self._source.read(name, finite=True)
-        if name in self._scales:
-            return self._scales.pop(name)
-        packed, scale = self._pack(*self._origin[name])
-        if name.endswith("scale"):
-            return scale
-        self._scales[name.removesuffix("packed") + "scale"] = scale
-        return packed
+        if name not in self._made:
+            stem = name[: name.rindex("packed")] if name.endswith("packed") else name.removesuffix("scale")
+            for part, tensor in self._pack(*self._origin[name])._asdict().items():
+                if tensor is not None:
+                    self._made[f"{stem}{part}"] = tensor
+        return self._made.pop(name)
 
-    def _target(self, name: str) -> tuple[str, str, Linear] | None:
-        """Names of digits and scales that replace the tensor `name`, and their sizes; None when it is copied."""
+    def _target(self, name: str) -> tuple[Linear, dict[str, Expected]] | None:
+        """What replaces the tensor `name`: a packed linear, or a stack of them, and its tensors; None when it is
+        copied."""
         owner, _, last = name.rpartition(".")
-        if owner.endswith(".mlp.experts") and last in PROJECTIONS:
-            fmt, names = self.contract.routed, (f"{name}_packed", f"{name}_scale")
-        elif last == "weight" and owner in self._formats:
-            fmt, names = self._formats[owner], (f"{owner}.packed", f"{owner}.scale")
-        else:
+        stacked = owner.endswith(".mlp.experts") and last in PROJECTIONS
+        if not stacked and (last != "weight" or owner not in self._formats):
             return None
-        rows, cols = self._source.info(name).shape[-2:]
-        return *names, Linear(rows, cols, fmt, codec_of(self.contract, fmt) or "")
+        fmt = self.contract.routed if stacked else self._formats[owner]
+        codec = codec_of(self.contract, fmt)
+        if codec is None:
+            return None
+        *experts, rows, cols = self._source.info(name).shape
+        linear = Linear(rows, cols, fmt, codec)
+        return linear, linear.stack(name, *experts) if stacked else linear.expected(owner)
 
-    def _pack(self, origin: str, layout: PackedMatrix) -> tuple[Tensor, Tensor]:
+    def _pack(self, origin: str, layout: PackedMatrix) -> PackedTensors:
         """Quantises and packs a matrix, or a stack one expert at a time."""
         weight = self._source.read(origin, finite=True)
+        gain = origin.removesuffix("down_proj") + "gain"
+        folded = origin.endswith("down_proj") and gain in self._source.tensors
         try:
             if weight.ndim == 2:
                 return layout.encode(weight)
-            packed, scales = zip(*(layout.encode(matrix) for matrix in weight), strict=True)
+            return encode_stack(layout, weight, self._source.read(gain, finite=True) if folded else None)
         except FormatError as error:
             raise FormatError(f"{self._source.root}: {origin}: {error}") from None
-        scale = torch.stack(scales)
-        gain = origin.removesuffix("down_proj") + "gain"
-        if origin.endswith("down_proj") and gain in self._source.tensors:
-            scale = scale * self._source.read(gain, finite=True).float().view(-1, *[1] * (scale.ndim - 1))
-        return torch.stack(packed), scale
 
 
 def _tie(source: Checkpoint) -> tuple[bool, str]:

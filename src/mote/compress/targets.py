@@ -6,12 +6,12 @@ The same for a model in memory and for a checkpoint on disk, whose names differ 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from mote.checkpoint.contract import SIZES, MoteConfig, integer_codec
+from mote.checkpoint.contract import SIZES, MoteConfig
 from mote.checkpoint.layout import ATTENTION, VISION, decoder_prefixes
 from mote.errors import UnsupportedModelError
 from mote.model.families import PROJECTIONS
 from mote.model.packed import packable
-from mote.ternary.format import WeightFormat
+from mote.ternary.format import WeightFormat, integer_codec
 
 _SIZES_OF = {
     "gate_proj": ("ffn_size", "hidden_size"),
@@ -47,15 +47,16 @@ def find_targets(contract: MoteConfig, shapes: Mapping[str, tuple[int, ...]], wh
     if integer_codec(contract.head):
         formats[_head(shapes, where, tied=tied)] = contract.head
     sizes = {name: getattr(contract, name) for name in SIZES if getattr(contract, name)}
-    first = next((name for name in shapes if name.endswith(".mlp.gate_proj.weight") and not VISION.search(name)), None)
-    for module in [*([first.removesuffix(".weight")] if first else []), *formats]:
-        shape = shapes.get(f"{module}.weight")
+    gates = (".mlp.gate_proj.weight", ".mlp.experts.gate_proj")
+    first = next((name for name in shapes if name.endswith(gates) and not VISION.search(name)), None)
+    for tensor in [*([first] if first else []), *(f"{module}.weight" for module in formats)]:
+        shape = shapes.get(tensor)
         if shape is None:
-            raise UnsupportedModelError(f"{where}: no {module}.weight to pack; looked for it beside the others")
-        for name, size in zip(_SIZES_OF[module.rpartition(".")[2]], shape, strict=True):
+            raise UnsupportedModelError(f"{where}: no {tensor} to pack; looked for it beside the others")
+        for name, size in zip(_SIZES_OF[tensor.removesuffix(".weight").rpartition(".")[2]], shape[-2:], strict=True):
             if sizes.setdefault(name, size) != size:
                 raise UnsupportedModelError(
-                    f"{where}: {module}.weight is {list(shape)}, but {name} is {sizes[name]} elsewhere; packing needs "
+                    f"{where}: {tensor} is {list(shape)}, but {name} is {sizes[name]} elsewhere; packing needs "
                     "layers of one shape"
                 )
     return Targets(contract=replace(contract, **sizes), formats=formats)

@@ -7,10 +7,15 @@ import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI = 2
+ABI = 3
 """The interface that this package speaks; MOTE_ABI of csrc/mote.h."""
 
-FORMATS: dict[str, int] = {"2bit": 1, "base3": 2, "int4": 3, "int8": 4, "bf16": 5, "f32": 6}
+FORMATS: dict[str, int] = {
+    **{"2bit": 1, "base3": 2, "int4": 3, "int8": 4, "bf16": 5, "f32": 6},
+    **{"int2": 7, "int3": 8, "int6": 9, "uint8": 10},
+}
+INTEGERS = ("int2", "int3", "int4", "int6", "int8", "uint8")
+"""Formats with bf16 scales per group, whose activations have scales per group too."""
 GRANULARITIES: dict[str, int] = {"tensor": 0, "row": 1, "group": 2}
 COMBINES: dict[str, int] = {"add": 0, "convex": 1}
 PARTS = ("norms", "projections", "attention", "router", "experts", "head")
@@ -34,6 +39,8 @@ class Matrix(ctypes.Structure):
         ("group", c_int64),
         ("format", c_int32),
         ("granularity", c_int32),
+        ("zero", c_void_p),
+        ("zeros", c_int64),
     )
 
 

@@ -29,7 +29,7 @@ from mote.ternary.format import Granularity
 
 
 class StoredMatrix(NamedTuple):
-    """One matrix [rows, cols] of any native format: the first arguments of `mote.kernels.linear`, in its order."""
+    """One matrix [rows, cols] of any native format: `mote.kernels.linear`'s first arguments, in order, and `zero`."""
 
     packed: Tensor
     scale: Tensor | None
@@ -38,6 +38,7 @@ class StoredMatrix(NamedTuple):
     cols: int
     group: int = 0
     granularity: Granularity = "tensor"
+    zero: Tensor | None = None
 
 
 class SwiGlu(NamedTuple):
@@ -135,7 +136,7 @@ def ffn(layer: FeedForward, h: Tensor, *, threads: int | None = None, out: Tenso
 
 def _expert(expert: SwiGlu, held: list[Any]) -> Expert:
     matrices = [
-        matrix(w.packed, w.codec_name, w.rows, w.cols, w.group, scale=w.scale, granularity=w.granularity)
+        matrix(w.packed, w.codec_name, w.rows, w.cols, w.group, scale=w.scale, granularity=w.granularity, zero=w.zero)
         for w in expert
     ]
     held += matrices

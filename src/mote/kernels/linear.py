@@ -2,8 +2,9 @@
 
     2bit, base3   x to int8 per token (x_q, s):  y = float(acc) * (s * scale), or, with scale groups,
                   y = 0; for g in order: y = y + float(acc_g) * scale[n, g];  y = y * s
-    int4, int8    x to int8 per token and scale group (x_q, s_g):
-                  y = 0; for g in order: y = y + float(acc_g) * (scale[n, g] * s_g)
+    integers      x to int8 per token and scale group (x_q, s_g):
+                  y = 0; for g in order: y = y + float(acc_g) * (scale[n, g] * s_g); then, with zero points, for g in
+                  order: y = y + (float(sum of x_q in g) * s_g) * (scale[n, g] * (2^(B-1) - zero[n, g]))
     bf16, f32     sums in fp32 in a fixed order (csrc/mote.h)
 
 in fp32, each operation rounded once; integers acc are exact; a bias is added last. Legend: N rows, K cols, T tokens,
@@ -16,6 +17,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from mote.kernels.abi import INTEGERS
 from mote.kernels.library import check, library
 from mote.kernels.tensors import (
     contiguous,
@@ -29,12 +31,12 @@ from mote.kernels.tensors import (
 
 
 def pack(q_NK: Tensor, codec_name: str, group: int = 0) -> Tensor:
-    """int8 [N, K] of legal weights -> uint8 [S, KG, 256]. Raises NativeError on any other value."""
+    """int8 [N, K] of legal weights -> uint8 [S, KG, 256 or 768]. Raises NativeError on any other value."""
     q_NK = rows_contiguous(q_NK, "q", torch.int8)
     rows, cols = q_NK.shape
     number, size = format_number(codec_name), packed_bytes(codec_name, rows, cols, group)
-    strips = -(-rows // 64)
-    out = torch.empty((strips, size // 256 // strips, 256), dtype=torch.uint8)
+    strips, width = -(-rows // 64), 768 if codec_name in ("int3", "int6") else 256
+    out = torch.empty((strips, size // width // strips, width), dtype=torch.uint8)
     check(library().mote_pack(number, rows, cols, group, q_NK.data_ptr(), q_NK.stride(0), out.data_ptr(), size))
     return out
 
@@ -89,17 +91,19 @@ def linear(
     granularity: str,
     x: Tensor,
     *,
+    zero: Tensor | None = None,
     bias: Tensor | None = None,
     threads: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """fp32 x [T, K] times one matrix, transposed -> fp32 [T, N]; see the equations above.
 
-    packed: uint8 [S, KG, 256], or the row-major weights themselves (codec "bf16" or "f32").
-    scale: fp32, one number ("tensor"), [N] ("row") or [N, G] ("group"); bf16 [S, G, 64] for int4 and int8,
-    whose granularity is "group"; None for bf16 and f32. out: fp32 [T, N] to write into, rows contiguous.
+    packed: uint8 [S, KG, 256 or 768], or the row-major weights themselves (codec "bf16" or "f32").
+    scale: fp32, one number ("tensor"), [N] ("row") or [N, G] ("group"); bf16 [S, G, 64] for integers, whose granularity
+    is "group"; None for bf16 and f32. zero: bf16 [S, G, 64], of integers but int8. out: fp32 [T, N] to write into, rows
+    contiguous.
     """
-    w = matrix(packed, codec_name, rows, cols, group, scale=scale, granularity=granularity, bias=bias)
+    w = matrix(packed, codec_name, rows, cols, group, scale=scale, granularity=granularity, zero=zero, bias=bias)
     x = rows_contiguous(x, "x", torch.float32, cols)
     y_TN = output(out, x.shape[0], rows, torch.float32)
     call = library().mote_linear_f32
@@ -115,10 +119,12 @@ def rows(
     cols: int,
     group: int,
     index: Tensor,
+    *,
+    zero: Tensor | None = None,
 ) -> Tensor:
-    """Rows `index` int64 [n] of an int4, int8, bf16 or f32 matrix [num_rows, K], dequantised -> fp32 [n, K]."""
-    granularity = "group" if codec_name in ("int4", "int8") else "tensor"
-    w = matrix(packed, codec_name, num_rows, cols, group, scale=scale, granularity=granularity)
+    """Rows `index` int64 [n] of a matrix [num_rows, K] of integers, bf16 or f32, dequantised -> fp32 [n, K]."""
+    granularity = "group" if codec_name in INTEGERS else "tensor"
+    w = matrix(packed, codec_name, num_rows, cols, group, scale=scale, granularity=granularity, zero=zero)
     index = contiguous(index, "index", torch.int64)
     y = torch.empty((index.numel(), cols), dtype=torch.float32)
     check(library().mote_rows_f32(ctypes.byref(w), index.data_ptr(), index.numel(), y.data_ptr(), cols))

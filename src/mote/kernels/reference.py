@@ -7,21 +7,23 @@ For bf16 and f32 weights it computes in fp64 and rounds once; there the kernels 
 whoever asks for it by name.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mote.errors import FormatError
-from mote.kernels.ffn import FeedForward, Mixed, SwiGlu
+from mote.kernels.abi import INTEGERS
+from mote.kernels.ffn import FeedForward, Mixed, StoredMatrix, SwiGlu
 from mote.ternary.activations import quantize_activation, quantize_activation_grouped
-from mote.ternary.codecs import CODECS, scales_from_strips
+from mote.ternary.codecs import CODECS
 from mote.ternary.format import Granularity, WeightFormat
+from mote.ternary.integers import IntegerWeight, PackedTensors, dequantize_integers, unpack_integers
 from mote.ternary.linear import quantized_linear
-from mote.ternary.quantize import dequantize_weight
 
 __all__ = ["ffn", "linear", "matmul_i32", "pack", "packed_bytes", "quantize_activation", "rows", "unpack"]
 
 DENSE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "f32": torch.float32}
-SCALED = ("int4", "int8")
 
 
 def packed_bytes(codec_name: str, rows: int, cols: int, group: int = 0) -> int:
@@ -33,12 +35,12 @@ def packed_bytes(codec_name: str, rows: int, cols: int, group: int = 0) -> int:
 
 
 def pack(q_NK: Tensor, codec_name: str, group: int = 0) -> Tensor:
-    """int8 [N, K] of legal weights -> uint8 [S, KG, 256]."""
+    """int8 [N, K] of legal weights -> uint8 [S, KG, 256 or 768]."""
     return CODECS[codec_name].pack(q_NK, group)
 
 
 def unpack(packed: Tensor, codec_name: str, rows: int, cols: int, group: int = 0) -> Tensor:
-    """uint8 [S, KG, 256] -> int8 [N, K]."""
+    """uint8 [S, KG, 256 or 768] -> int8 [N, K]."""
     return CODECS[codec_name].unpack(packed, rows, cols, group)
 
 
@@ -58,6 +60,7 @@ def linear(
     granularity: Granularity,
     x: Tensor,
     *,
+    zero: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """One linear map of fp32 x [T, K] -> fp32 [T, N]; arguments as in `mote.kernels.linear`."""
@@ -67,10 +70,14 @@ def linear(
     elif scale is None:
         raise FormatError(f"codec {codec_name}: a packed matrix has scales")
     else:
-        q_NK, scale, fmt = _integers(packed, scale, codec_name, rows, cols, group, granularity)
-        scaled = codec_name in SCALED
-        x_q, s = quantize_activation_grouped(x, group) if scaled else quantize_activation(x)
-        y_TN = quantized_linear(x_q, s, q_NK, scale, fmt)
+        fmt = _format(codec_name, granularity, group, zero)
+        if codec_name in INTEGERS:
+            weight = unpack_integers(PackedTensors(packed, scale, zero), rows, cols, fmt)
+            x_q, s = quantize_activation_grouped(x, group)
+            y_TN = quantized_linear(x_q, s, weight.q, weight.scale, fmt, weight.zero)
+        else:
+            x_q, s = quantize_activation(x)
+            y_TN = quantized_linear(x_q, s, unpack(packed, codec_name, rows, cols, group), scale, fmt)
     return y_TN if bias is None else y_TN + bias
 
 
@@ -96,31 +103,42 @@ def ffn(layer: FeedForward, h: Tensor) -> Mixed:
 
 
 def _swiglu(expert: SwiGlu, h_TH: Tensor) -> Tensor:
-    return linear(*expert.down, torch.nn.functional.silu(linear(*expert.gate, h_TH)) * linear(*expert.up, h_TH))
+    def through(w: StoredMatrix, x: Tensor) -> Tensor:
+        return linear(*w[:-1], x, zero=w.zero)
+
+    return through(expert.down, torch.nn.functional.silu(through(expert.gate, h_TH)) * through(expert.up, h_TH))
 
 
 def rows(
-    packed: Tensor, scale: Tensor | None, codec_name: str, num_rows: int, cols: int, group: int, index: Tensor
+    packed: Tensor,
+    scale: Tensor | None,
+    codec_name: str,
+    num_rows: int,
+    cols: int,
+    group: int,
+    index: Tensor,
+    *,
+    zero: Tensor | None = None,
 ) -> Tensor:
     """Rows `index` [n] of the matrix [num_rows, K], dequantised -> fp32 [n, K]."""
     if codec_name in DENSE or scale is None:
         return packed.view(num_rows, cols)[index].float()
-    q_NK, scale, fmt = _integers(packed, scale, codec_name, num_rows, cols, group, "group")
-    return dequantize_weight(q_NK[index], scale[index], fmt)
+    fmt = _format(codec_name, "group", group, zero)
+    q_NK, scale_NG, zero_NG = unpack_integers(PackedTensors(packed, scale, zero), num_rows, cols, fmt)
+    chosen = IntegerWeight(q_NK[index], scale_NG[index], None if zero_NG is None else zero_NG[index])
+    return dequantize_integers(chosen, fmt)
 
 
-def _integers(
-    packed: Tensor, scale: Tensor, codec_name: str, rows: int, cols: int, group: int, granularity: Granularity
-) -> tuple[Tensor, Tensor, WeightFormat]:
-    """int8 [N, K], fp32 scales in the shape of `granularity`, and the format that the two are in."""
-    q_NK = unpack(packed, codec_name, rows, cols, group)
-    if codec_name not in SCALED:
-        return q_NK, scale, WeightFormat(granularity=granularity, group=group if granularity == "group" else 0)
-    fmt = WeightFormat(
-        quantizer="int4" if codec_name == "int4" else "int8",
+def _format(codec_name: str, granularity: Granularity, group: int, zero: Tensor | None) -> WeightFormat:
+    """The number format of a packed matrix."""
+    if codec_name not in INTEGERS:
+        return WeightFormat(granularity=granularity, group=group if granularity == "group" else 0)
+    bits: Any = "int8" if codec_name == "uint8" else codec_name
+    return WeightFormat(
+        quantizer=bits,
         scale="absmax",
         granularity="group",
         group=group,
         activation="int8_group",
+        symmetric=zero is None,
     )
-    return q_NK, scales_from_strips(scale, rows), fmt

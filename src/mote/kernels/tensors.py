@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mote.errors import NativeError
-from mote.kernels.abi import FORMATS, GRANULARITIES, Matrix
+from mote.kernels.abi import FORMATS, GRANULARITIES, INTEGERS, Matrix
 from mote.kernels.library import last_error, library
 
 _DENSE: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "f32": torch.float32}
@@ -34,12 +34,14 @@ def matrix(
     *,
     scale: Tensor | None = None,
     granularity: str = "tensor",
+    zero: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Matrix:
     """A `mote_matrix` over these tensors, without a copy. Raises NativeError for types or sizes that do not fit.
 
-    packed: contiguous uint8 of any shape (2bit, base3, int4, int8), bfloat16 (bf16) or float32 (f32).
-    scale: contiguous fp32 (2bit, base3) or bf16 [strips, G, 64] (int4, int8). bias: contiguous fp32 [N].
+    packed: contiguous uint8 of any shape (2bit, base3, integers), bfloat16 (bf16) or float32 (f32).
+    scale: contiguous fp32 (2bit, base3) or bf16 [strips, G, 64] (integers). zero: zero points, like the scales of
+    integers. bias: contiguous fp32 [N].
     The result's attribute `tensors` keeps them alive; a copy of it inside another structure does not.
     """
     number = format_number(codec_name)
@@ -55,7 +57,9 @@ def matrix(
     if granularity not in GRANULARITIES:
         raise NativeError(f"granularity {granularity!r} is unknown; use one of {', '.join(GRANULARITIES)}")
     if scale is not None:
-        scale = contiguous(scale, "scale", torch.bfloat16 if codec_name in ("int4", "int8") else torch.float32)
+        scale = contiguous(scale, "scale", torch.bfloat16 if codec_name in INTEGERS else torch.float32)
+    if zero is not None:
+        zero = contiguous(zero, "zero", torch.bfloat16)
     if bias is not None:
         bias = contiguous(bias, "bias", torch.float32)
         if bias.numel() != rows:
@@ -71,8 +75,10 @@ def matrix(
         group=group,
         format=number,
         granularity=GRANULARITIES[granularity],
+        zero=None if zero is None else zero.data_ptr(),
+        zeros=0 if zero is None else zero.numel(),
     )
-    result.tensors = (packed, scale, bias)
+    result.tensors = (packed, scale, zero, bias)
     return result
 
 

@@ -16,18 +16,20 @@ Shapes: T tokens, H hidden, F ffn width, N experts, k chosen, R = T*k routed slo
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.layout import matrix_shape, scale_shape
+from mote.checkpoint.layout import codec_of, matrix_shape
 from mote.errors import FormatError
 from mote.model.families import PROJECTIONS
-from mote.model.packed import Backend, PackedMatrix, packed_linear
+from mote.model.packed import Backend, PackedMatrix, fill, keep_scales, packed_linear, register
 from mote.model.precision import KeepFloat32
 from mote.model.router import Route
-from mote.ternary.codecs import CODECS
+from mote.ternary.format import integer_codec
+from mote.ternary.integers import PackedTensors
 from mote.ternary.linear import QuantizedCache, activation_linear, grouped_linear
 from mote.ternary.quantize import QuantizedWeight
 
@@ -130,22 +132,23 @@ class FloatExperts(RoutedExperts):
 
 
 class PackedExperts(RoutedExperts):
-    """Packed experts: per matrix `<name>_packed` uint8 [N, S, KG, 256] and `<name>_scale` fp32 [N, ...]."""
+    """Packed experts: per matrix `<name>_packed` uint8 [N, S, KG, 256 or 768], `<name>_scale` [N, ...] and maybe
+    `<name>_zero`, as `PackedMatrix` has them of one."""
 
     def __init__(self, config: MoteConfig, hidden_size: int, ffn_size: int) -> None:
         super().__init__(config.num_experts)
-        if config.codec is None:
+        codec = codec_of(config, config.routed)
+        if codec is None:
             raise FormatError("packed experts need a codec; use 'base3' or '2bit'")
         self.backend: Backend = "native"
         self.layouts: dict[str, PackedMatrix] = {}
         for name in PROJECTIONS:
             rows, cols = matrix_shape(name, hidden_size, ffn_size)
-            layout = PackedMatrix(rows=rows, cols=cols, format=config.routed, codec=config.codec)
-            packed = CODECS[config.codec].packed_shape(rows, cols, config.routed.group)
-            scale = scale_shape(config.routed, rows, cols)
-            self.layouts[name] = layout
-            self.register_buffer(f"{name}_packed", torch.zeros(self.num_experts, *packed, dtype=torch.uint8))
-            self.register_buffer(f"{name}_scale", torch.zeros(self.num_experts, *scale, dtype=torch.float32))
+            self.layouts[name] = PackedMatrix(rows=rows, cols=cols, format=config.routed, codec=codec)
+            register(self, self.layouts[name].empty(self.num_experts), f"{name}_")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        return keep_scales(self, super()._apply, fn, recurse)
 
     def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
         g_RF = self._project("gate_proj", x_RH, offsets)
@@ -154,26 +157,43 @@ class PackedExperts(RoutedExperts):
         return self._project("down_proj", nn.functional.silu(g_RF) * u_RF, offsets)
 
     def _project(self, name: str, x_RK: Tensor, offsets: list[int]) -> Tensor:
-        packed, scale, layout = getattr(self, f"{name}_packed"), getattr(self, f"{name}_scale"), self.layouts[name]
+        packed, scale, zero = (getattr(self, f"{name}_{part}") for part in PackedTensors._fields)
+        layout = self.layouts[name]
 
         def one(expert: int, x_SK: Tensor) -> Tensor:
-            return packed_linear(x_SK, packed[expert], scale[expert], layout, self.backend)
+            weight = PackedTensors(packed[expert], scale[expert], None if zero is None else zero[expert])
+            return packed_linear(x_SK, weight, layout, self.backend)
 
         return _by_segment(x_RK, offsets, layout.rows, one)
 
     @classmethod
     @torch.no_grad()
     def pack(cls, experts: FloatExperts, config: MoteConfig) -> "PackedExperts":
-        """Packs float experts; `config` is the packed model's. Raises FormatError for NaN, Inf or an unpackable
-        grid."""
+        """Packs float experts; `config` is the packed model's. Ternary ones stay on the grid of their training, others
+        are rounded to nearest. Raises FormatError for NaN, Inf or an unpackable grid."""
         ffn_size, hidden_size = experts.gate_proj.shape[1:]
         with torch.device(experts.gate_proj.device):
             packed = cls(config, hidden_size, ffn_size)
-        for name in PROJECTIONS:
-            q, scale = experts.quantized(name)
-            getattr(packed, f"{name}_packed").copy_(packed.layouts[name].pack(q))
-            getattr(packed, f"{name}_scale").copy_(scale)
+        for name, layout in packed.layouts.items():
+            if integer_codec(config.routed):
+                gain = experts.gain if name == "down_proj" else None
+                fill(packed, encode_stack(layout, getattr(experts, name), gain), f"{name}_")
+            else:
+                q, scale = experts.quantized(name)
+                fill(packed, PackedTensors(layout.pack(q), scale), f"{name}_")
         return packed
+
+
+def encode_stack(layout: PackedMatrix, weight_NRK: Tensor, gain_N: Tensor | None) -> PackedTensors:
+    """`layout.encode` of a stack of matrices, one at a time. gain_N: folded into the scales of ternary ones, into the
+    weights of others before they are rounded."""
+    early = gain_N is not None and integer_codec(layout.format) is not None
+    matrices = map(torch.mul, weight_NRK, gain_N) if early and gain_N is not None else weight_NRK
+    packed, scale, zero = zip(*(layout.encode(matrix) for matrix in matrices), strict=True)
+    stacked = torch.stack(scale)
+    if gain_N is not None and not early:
+        stacked = stacked * gain_N.float().view(-1, *[1] * (stacked.ndim - 1))
+    return PackedTensors(torch.stack(packed), stacked, None if zero[0] is None else torch.stack(zero))
 
 
 def _by_segment(x_RK: Tensor, offsets: list[int], width: int, one: Callable[[int, Tensor], Tensor]) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from mote.checkpoint.contract import MoteConfig, integer_codec
+from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.layout import ATTENTION
 from mote.errors import UnsupportedModelError
 from mote.model.families import PROJECTIONS, anatomy
 from mote.model.packed import PackedLinear, PackedMatrix
 from mote.model.table import PackedEmbedding, TiedHead
-from mote.ternary.format import WeightFormat
+from mote.ternary.format import WeightFormat, integer_codec
 
 
 def install_linears(model: nn.Module, contract: MoteConfig) -> None:

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from mote import kernels
 from mote.kernels import reference
-from mote.model.packed import Backend, PackedMatrix, keep_scale, packed_linear
+from mote.model.packed import Backend, PackedMatrix, fill, keep_scales, packed_linear, register
+from mote.ternary.integers import PackedTensors
 
 
 class PackedEmbedding(nn.Module):
-    """A packed [V, H] matrix in the place of an `nn.Embedding`: buffers `packed` and `scale`; it does not train.
+    """A packed [V, H] matrix in the place of an `nn.Embedding`: buffers `packed`, `scale` and maybe `zero`; it does not
+    train.
 
     dtype: what looking up returns; it follows `.to(dtype)` as a float embedding would.
     """
 
     packed: Tensor
     scale: Tensor
+    zero: Tensor | None
 
     def __init__(self, layout: PackedMatrix, dtype: torch.dtype) -> None:
         super().__init__()
@@ -32,9 +35,7 @@ class PackedEmbedding(nn.Module):
         self.num_embeddings, self.embedding_dim = layout.rows, layout.cols
         self.backend: Backend = "native"
         self.dtype = dtype
-        packed, scale = layout.empty()
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale", scale)
+        register(self, layout.empty())
 
     def forward(self, ids: Tensor) -> Tensor:
         """Token ids [...] to their dequantised rows [..., H]. Raises NativeError for an id that is not there."""
@@ -42,19 +43,17 @@ class PackedEmbedding(nn.Module):
         rows: Callable[..., Tensor] = kernels.rows if native else reference.rows
         layout = self.layout
         sizes = (layout.codec, layout.rows, layout.cols, layout.format.group)
-        y = rows(self.packed, self.scale, *sizes, ids.reshape(-1).long())
+        y = rows(self.packed, self.scale, *sizes, ids.reshape(-1).long(), zero=self.zero)
         return y.to(self.dtype).view(*ids.shape, layout.cols)
 
     @torch.no_grad()
     def fill(self, weight: Tensor) -> None:
         """Quantises and packs a float table [V, H] into the buffers."""
-        packed, scale = self.layout.encode(weight)
-        self.packed.copy_(packed)
-        self.scale.copy_(scale)
+        fill(self, self.layout.encode(weight))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.packed.device)).dtype
-        return keep_scale(self, super()._apply, fn, recurse)
+        return keep_scales(self, super()._apply, fn, recurse)
 
     def extra_repr(self) -> str:
         """What `print(model)` shows."""
@@ -73,7 +72,6 @@ class TiedHead(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """[..., H] to [..., V]."""
         (table,) = self._table
-        y = packed_linear(
-            h.reshape(-1, self.in_features), table.packed, table.scale, table.layout, table.backend, self.bias
-        )
+        weight = PackedTensors(table.packed, table.scale, table.zero)
+        y = packed_linear(h.reshape(-1, self.in_features), weight, table.layout, table.backend, self.bias)
         return y.to(h.dtype).view(*h.shape[:-1], self.out_features)

@@ -9,6 +9,7 @@ Quantizer = Literal["none", "ternary", "binary", "int2", "int3", "int4", "int6",
 ScaleRule = Literal["absmean", "lloyd_max", "absmax", "given"]
 Granularity = Literal["tensor", "row", "group"]
 ActivationDtype = Literal["int8", "int8_group", "none"]
+IntegerCodec = Literal["int2", "int3", "int4", "int6", "int8", "uint8"]
 
 QUANTIZERS: tuple[Quantizer, ...] = ("none", "ternary", "binary", "int2", "int3", "int4", "int6", "int8")
 
@@ -75,6 +76,19 @@ class WeightFormat:
         if self.quantizer == "none":
             return 0
         return (1 << (self.bits - 1)) - 1 if self.bits else 1
+
+
+def integer_codec(fmt: WeightFormat) -> IntegerCodec | None:
+    """The integer codec that holds matrices of this format, or None for a format that none holds.
+
+    INT8 activations with a scale per group are what tells weights that are stored packed from weights that are kept as
+    floats and quantised on the fly.
+    """
+    if fmt.activation != "int8_group" or fmt.granularity != "group" or fmt.scale not in ("absmax", "given"):
+        return None
+    if fmt.quantizer == "int8":
+        return "int8" if fmt.symmetric else "uint8"
+    return fmt.quantizer if fmt.quantizer in ("int2", "int3", "int4", "int6") else None
 
 
 FULL_PRECISION = WeightFormat(quantizer="none", activation="none")

@@ -4,6 +4,7 @@
     y   = float(acc) * (s * scale)             one scale per matrix or row; s * scale is rounded to fp32 first
     y   = (sum_g float(acc_g) * scale_g) * s   one scale per group of inputs, added in ascending order in fp32
     y   = sum_g float(acc_g) * (scale_g * s_g)  activations with scales of their own per group (int8_group)
+        + sum_g (float(sum x_q,g) * s_g) * (scale_g * (2^(B-1) - zero_g))    with zero points: code = q + 2^(B-1)
 
 Backward is straight through both quantisers, as if y = x W^T with the dequantised operands:
 
@@ -36,10 +37,13 @@ __all__ = [
 ]
 
 
-def quantized_linear(x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat) -> Tensor:
+def quantized_linear(
+    x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, fmt: WeightFormat, zero_NG: Tensor | None = None
+) -> Tensor:
     """INT8 activations [T, K] with scales fp32 [T] through int8 weights [N, K]: fp32 [T, N].
 
     scale: fp32 [] (tensor), [N] (row) or [N, G] (group). s_T is [T, G] where the format's activation is "int8_group".
+    zero_NG: fp32, of a format that is not symmetric, with "int8_group" activations.
     Every kernel must reproduce these bits.
     """
     grouped = fmt.activation == "int8_group"
@@ -52,6 +56,10 @@ def quantized_linear(x_q_TK: Tensor, s_T: Tensor, q_NK: Tensor, scale: Tensor, f
         acc_TN = integer_matmul(x_q_TK[:, columns], q_NK[:, columns], fmt.max_level)
         factor = scale[:, g] * s_T[:, g, None] if grouped else scale[:, g]
         y_TN += acc_TN.to(torch.float32).mul_(factor)  # product rounded first, then added: no fused operation
+    if zero_NG is not None:
+        shift_NG = scale * ((1 << (fmt.bits - 1)) - zero_NG)
+        for g, x_TM in enumerate(x_q_TK.split(fmt.group, dim=1)):
+            y_TN += (x_TM.sum(1).to(torch.float32) * s_T[:, g])[:, None] * shift_NG[:, g]
     return y_TN if grouped else y_TN.mul_(s_T[:, None])
 
 

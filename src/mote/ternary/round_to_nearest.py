@@ -1,9 +1,12 @@
 """Weights to n-bit integers by round to nearest, with scales that fit in bf16, one per row and group of inputs.
 
-    a = max(max|w|, 1e-5) over the group      s = bf16(a / L)      q = clip(round(w * (1 / s)), -L, L)      w ~ s * q
+    symmetric     a = max(max|w|, 1e-5)    s = bf16(a / L)    q = clip(round(w * (1 / s)), -L, L)       w ~ s * q
+    otherwise     a = max(max(w, 0) - min(w, 0), 1e-5)        s = bf16(a / C)
+                  z = clip(round(-min(w, 0) * (1 / s)), 0, C)
+                  code = clip(round(w * (1 / s)) + z, 0, C)                            w ~ s * (code - z)
 
-L = 7 (int4) or 127 (int8). In fp32, rounding half to even, and with the scale as it is stored: integers that were
-rounded against another scale would not be the nearest ones.
+over the group, with B bits: L = 2^(B-1) - 1 and C = 2^B - 1. In fp32, rounding half to even, and with the scale as it
+is stored: integers that were rounded against another scale would not be the nearest ones.
 
 Shape suffixes: N rows, K columns, G = ceil(K / group) groups, M weights of a group, R rows at a time.
 """
@@ -14,7 +17,7 @@ from torch.nn.functional import pad
 
 from mote.errors import FormatError
 from mote.ternary.format import WeightFormat
-from mote.ternary.quantize import QuantizedWeight
+from mote.ternary.integers import IntegerWeight
 from mote.ternary.scales import SCALE_FLOOR, fp32_quotient
 
 _PIECE = 1 << 18
@@ -22,26 +25,45 @@ _PIECE = 1 << 18
 
 
 @torch.no_grad()
-def round_to_nearest(w_NK: Tensor, fmt: WeightFormat) -> QuantizedWeight:
-    """w_NK: [N, K], any floating dtype. Returns (q int8 [N, K], scale fp32 [N, G] whose values are bf16's).
+def round_to_nearest(w_NK: Tensor, fmt: WeightFormat) -> IntegerWeight:
+    """w_NK: [N, K], any floating dtype. Returns q, scales whose values are bf16's, and integer zero points or None.
 
     fmt: of an n-bit grid, with "absmax" scales per group. Raises FormatError for another format, NaN or Inf.
     """
-    if fmt.granularity != "group" or fmt.scale != "absmax" or fmt.max_level < 2:
+    if fmt.granularity != "group" or fmt.scale != "absmax" or not fmt.bits:
         raise FormatError(f"round to nearest needs an n-bit grid and absmax scales per group; got {fmt}")
     rows, cols = w_NK.shape
     q_NK = torch.empty(rows, cols, dtype=torch.int8, device=w_NK.device)
     scale_NG = torch.empty(rows, -(-cols // fmt.group), dtype=torch.float32, device=w_NK.device)
+    zero_NG = None if fmt.symmetric else torch.empty_like(scale_NG)
     step = max(1, _PIECE // cols)
-    for w_RK, q_RK, scale_RG in zip(*(torch.split(t, step) for t in (w_NK.detach(), q_NK, scale_NG)), strict=True):
-        # Zeros fill up the last group: they change no maximum, and their integers are cut off again.
-        w_RGM = torch.unflatten(pad(w_RK.to(torch.float32), (0, -cols % fmt.group)), -1, (-1, fmt.group))
-        scale = fp32_quotient(w_RGM.abs().amax(-1).clamp_min_(SCALE_FLOOR), fmt.max_level)
-        scale_RG.copy_(scale.to(torch.bfloat16))
-        levels = w_RGM.mul(scale_RG.reciprocal()[..., None]).round_().clamp_(-fmt.max_level, fmt.max_level)
-        q_RK.copy_(levels.flatten(-2)[:, :cols])
+    for start in range(0, rows, step):
+        piece = slice(start, start + step)
+        # Zeros fill up the last group: they change no extreme, and their integers are cut off again.
+        w_RGM = pad(w_NK[piece].detach().to(torch.float32), (0, -cols % fmt.group))
+        w_RGM = torch.unflatten(w_RGM, -1, (-1, fmt.group))
+        zero_RG = None if zero_NG is None else zero_NG[piece]
+        levels = _levels(w_RGM, scale_NG[piece], zero_RG, fmt)
+        q_NK[piece].copy_(levels.flatten(-2)[:, :cols])
     if not bool(torch.isfinite(scale_NG).all()):
         raise FormatError(
             f"weight of shape {tuple(w_NK.shape)} holds NaN or Inf; repair or retrain the checkpoint before packing it"
         )
-    return QuantizedWeight(q_NK, scale_NG)
+    return IntegerWeight(q_NK, scale_NG, zero_NG)
+
+
+def _levels(w_RGM: Tensor, scale_RG: Tensor, zero_RG: Tensor | None, fmt: WeightFormat) -> Tensor:
+    """The integers as fp32 [R, G, M]; writes scales and zero points."""
+    if zero_RG is None:
+        peak_RG, top = w_RGM.abs().amax(-1), fmt.max_level
+    else:
+        low_RG, high_RG = (extreme(w_RGM, dim=-1) for extreme in (torch.amin, torch.amax))
+        low_RG, top = low_RG.clamp_max_(0), (1 << fmt.bits) - 1
+        peak_RG = high_RG.clamp_min_(0).sub_(low_RG)
+    scale_RG.copy_(fp32_quotient(peak_RG.clamp_min_(SCALE_FLOOR), top).to(torch.bfloat16))
+    inverse_RG = scale_RG.reciprocal()
+    levels = w_RGM.mul(inverse_RG[..., None]).round_()
+    if zero_RG is None:
+        return levels.clamp_(-top, top)
+    zero_RG.copy_(low_RG.neg_().mul_(inverse_RG).round_().clamp_(0, top))
+    return levels.add_(zero_RG[..., None]).clamp_(0, top).sub_(1 << (fmt.bits - 1))

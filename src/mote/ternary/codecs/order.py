@@ -5,10 +5,11 @@ other, where P is the number of digits in a byte; one k-group of one strip is 25
 
     byte[s, g, c * 64 + r * 4 + b] = sum_p digit(row = 64 s + 16 c + r, input = 4 P g + 4 p + b) * radix^p
 
-(int3 and int6 cut digits into bits, which lie in three such blocks of 256 bytes, one after the other), so 64 consecutive bytes serve 16 rows, and 4 consecutive bytes hold, plane by plane, the 4 neighbouring inputs
-that one lane of a dot-product instruction multiplies. digit = weight + offset (1 for ternary weights); rows and
-inputs beyond the matrix have weight 0. With scales per group of inputs, each scale group starts on a fresh k-group,
-and its last k-group is padded. Byte by byte: docs/reference/packed-format.md.
+(int3 and int6 cut digits into bits, which lie in three such blocks, one after the other). So 64 consecutive bytes serve
+16 rows, and 4 consecutive bytes hold, plane by plane, the 4 neighbouring inputs that one lane of a dot-product
+instruction multiplies. digit = weight + offset (1 for ternary weights); rows and inputs beyond the matrix have weight
+0. With scales per group of inputs, each scale group starts on a fresh k-group, and its last k-group is padded. Byte by
+byte: docs/reference/packed-format.md.
 
 Shape suffixes: N rows, K inputs, S strips, J k-groups (stored as KG), C = 4 row blocks, R = 16 rows, P
 planes, B = 4 inputs.
