@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import Literal, get_args
 
 from mote.checkpoint.accounting import BF16_BITS, nominal_bits
-from mote.checkpoint.contract import CodecName, IntegerCodec, MoteConfig
+from mote.checkpoint.contract import CodecName, MoteConfig
 from mote.errors import FormatError, PlanError
-from mote.ternary.format import FULL_PRECISION, WeightFormat
+from mote.ternary.format import FULL_PRECISION, IntegerCodec, WeightFormat
 
 Kind = Literal["mote", "moe-llava", "dense"]
 STORAGES: tuple[str, ...] = ("none", *(name for name in get_args(IntegerCodec) if name.startswith("int")))
