@@ -242,4 +242,4 @@ def nominal_bits(mote: MoteConfig, *, routed: bool) -> Fraction:
     fmt = mote.routed if routed else mote.shared
     if is_ternary(fmt):
         return BASE3_BITS if mote.codec == "base3" else TWO_BIT
-    return BF16_BITS if fmt.quantizer == "none" else Fraction(int(fmt.quantizer.removeprefix("int")))
+    return Fraction(fmt.bits) if fmt.bits else BF16_BITS
