@@ -61,6 +61,7 @@ PACKS: tuple[dict[str, Any], ...] = (
     {"codec": "base3"},
     {"codec": "2bit", "shared": "int4", "group": 32},
     {"codec": "base3", "shared": "int8", "attention": "int4", "head": "int8", "group": 128},
+    {"codec": "base3", "shared": "int3", "attention": "int6", "symmetric": False},
 )
 
 
@@ -85,12 +86,14 @@ def test_a_plan_is_the_packed_checkpoint(
 
 def test_a_plan_is_the_dense_packed_and_the_baselines_checkpoint(dense: Callable[..., Path], tmp_path: Path) -> None:
     source = dense("llama", hidden_size=96, intermediate_size=200)
-    packed, baseline = tmp_path / "packed", tmp_path / "baseline"
+    packed, baseline, int3 = tmp_path / "packed", tmp_path / "baseline", tmp_path / "int3"
     mote.pack(source, packed, shared="int4", head="int8")
     plain = {"top_k": 2, "normalize_gates": True, "shared_expert": False, "routed": FULL_PRECISION}
     mote.upcycle(source, baseline, num_experts=2, **plain)
+    mote.pack(baseline, int3, experts="int3", head="int8")
     skeleton = open_skeleton(str(source))
     for path, choice in (
+        (int3, Choice(kind="moe-llava", experts=2, experts_format="int3", head="int8")),
         (packed, replace(DENSE, shared="int4", head="int8")),
         (baseline, Choice(kind="moe-llava", experts=2, experts_format="none")),
         (source, DENSE),
@@ -111,11 +114,17 @@ def test_a_plan_is_the_demos_checkpoint(name: str) -> None:
 
 @pytest.mark.parametrize("storage", get_args(Storage))
 def test_a_choices_contract_is_packings(storage: Any) -> None:
-    for shared, attention, head in ((storage, "none", "none"), ("none", storage, storage)):
-        config = PackConfig(codec="2bit", shared=shared, attention=attention, head=head, group=32)
-        options = {"codec": "2bit", "shared": shared, "attention": attention, "head": head, "group": 32}
+    for shared, attention, head, symmetric in ((storage, "none", "none", True), ("none", storage, storage, False)):
+        options: dict[str, Any] = {"codec": "2bit", "shared": shared, "attention": attention, "head": head}
+        options |= {"group": 32, "symmetric": symmetric}
+        config = PackConfig(**options)
         upcycled = preset("mote", num_experts=5).contract((0, 1), 0, 0)
         assert Choice(experts=5, **options).contract(2) == config.contract(upcycled, "it")
+        baseline = preset("moe-llava").contract((0, 1), 0, 0)
+        peer = Choice(kind="moe-llava", experts_format=storage, **options)
+        if config.quantizes or storage != "none":
+            with_experts = replace(config, experts=storage, shared="none").contract(baseline, "it")
+            assert peer.contract(2) == with_experts
         if config.quantizes:
             assert replace(DENSE, **options).contract(2) == config.contract(None, "it")
 
@@ -149,7 +158,6 @@ def test_counting_one_kind_is_the_plans(skeleton: Skeleton, on: Any) -> None:
         ({"group": 48}, "group=48 is unknown; use one of 32, 64, 128"),
         ({"experts": 0}, "0 experts in a model of kind mote"),
         ({"experts": 10**6}, "use 1 to 4096"),
-        ({"experts_format": "none", "shared": "int4"}, "experts as they are"),
         ({"layers": (7,)}, "layer 7 of a model with 2"),
     ],
 )

@@ -36,8 +36,14 @@ def with_sizes(mote: MoteConfig, shapes: Shapes) -> MoteConfig:
     query = shapes.get(f"{prefix}self_attn.q_proj.weight", (0,))[0]
     key_value = shapes.get(f"{prefix}self_attn.k_proj.weight", (0,))[0]
     vocabulary = shapes[table_of(shapes)][0]
-    sizes = {"query_size": query, "key_value_size": key_value, "vocab_size": vocabulary}
-    return replace(mote, hidden_size=hidden, ffn_size=ffn, **sizes)
+    return replace(
+        mote,
+        hidden_size=hidden,
+        ffn_size=ffn,
+        query_size=query,
+        key_value_size=key_value,
+        vocab_size=vocabulary,
+    )
 
 
 def table_of(names: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "mote plan --model qwen2.5-3b --experts 4 --shared int4 --budget 3.4GiB"
 STORAGE = "none|int8|int6|int4|int3|int2"
-DEVICE = "device"
 CONTEXT = 2048
+"""Tokens, where the model has as many positions."""
 
 
 def run(
@@ -34,6 +34,9 @@ def run(
     attention: Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")] = None,
     head: Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")] = None,
     group: Annotated[int, typer.Option("--group", help="Inputs per scale of the integers: 32, 64, 128.")] = 64,
+    asymmetric: Annotated[
+        bool, typer.Option("--asymmetric", help="Zero points beside the scales (pack: symmetric=false).")
+    ] = False,
     placement: Annotated[
         str, typer.Option("--placement", help="Layers with a mixture: dense, sparse, first_half, second_half.")
     ] = "dense",
@@ -85,6 +88,7 @@ def run(
         attention=attention or "none",
         head=head or "none",
         group=group,
+        symmetric=not asymmetric,
         layers=_layers(placement, skeleton) if mixed else (),
     )
     limit = min(CONTEXT, skeleton.positions or CONTEXT)
@@ -118,5 +122,5 @@ def _space(asked: "Choice", experts: int | None, *given: Any) -> "Space":
     from mote.plan.budget import Space
 
     names = ("codecs", "shared", "attention", "head")
-    fixed = {name: (value,) for name, value in zip(names, given, strict=True) if value is not None}
-    return Space(**fixed, **({} if experts is None else {"experts": (experts,)}))
+    fixed: dict[str, Any] = {name: (value,) for name, value in zip(names, given, strict=True) if value is not None}
+    return Space(**fixed) if experts is None else Space(**fixed, experts=(experts,))

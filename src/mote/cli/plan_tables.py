@@ -99,7 +99,7 @@ def _budget(survey: Survey, rows: int) -> list[str]:
         f"{found.fitting} of {found.searched} choices fit it, {len(found.plans)} are worth it{more}",
         "",
         *table,
-        "GiB. Worth it: no other that fits has as many experts and as many bits of each part, and more of one.",
+        "GiB. Worth it: no other that fits has as many experts, as many bits of each part, and more of one.",
         "Ordered by the mean bits of the weights that a token meets, which is precision, not accuracy.",
         "2bit: whether the faster codec, with the same numbers, is within the budget too.",
         f"fits: in the {gib(there.free)} GiB that {there.name} has free; slow: weights are read again and again.",

@@ -123,7 +123,7 @@ def table(skeleton: Skeleton, on: On, fixed: Choice, space: Space, use: Use) -> 
     added: list[dict[str, int]] = []
     start = size_of(first) or 0
     for part, names in (("shared", space.shared), ("attention", space.attention), ("head", space.head)):
-        sizes = {name: size_of(replace(first, **{part: name})) for name in names}
+        sizes = {name: size_of(replace(first, **{part: name})) for name in names}  # type: ignore[arg-type]
         added.append({name: size - start for name, size in sizes.items() if size is not None})
     for experts, codec in product(space.experts, space.codecs):
         choice = replace(first, experts=experts, codec=codec)  # type: ignore[arg-type]

@@ -26,7 +26,8 @@ class Choice:
     kind: "mote" (shared expert beside routed ones, top 1), "moe-llava" (routed experts only, top 2) or "dense".
     experts: routed experts of each layer; 0 of a dense model. experts_format: their grid, "ternary" in `codec`, or a
     storage. shared: storage of the shared experts, or of a dense model's networks. attention, head: of q, k, v, o and
-    of the language model's head. group: inputs per scale of the integers. layers: that hold a mixture; empty for all.
+    of the language model's head. group: inputs per scale of the integers. symmetric: whether their
+    grids are; otherwise each group has a zero point as well. layers: that hold a mixture; empty for all.
     """
 
     kind: Kind = "mote"
@@ -37,6 +38,7 @@ class Choice:
     attention: str = "none"
     head: str = "none"
     group: int = 64
+    symmetric: bool = True
     layers: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -75,18 +77,20 @@ class Choice:
         """
         if not self.packed and self.kind == "dense":
             return None
-        rest = {name: self._format(getattr(self, name)) for name in ("attention", "head")}
+        attention, head = self._format(self.attention), self._format(self.head)
         if self.kind == "dense":
-            shared = self._format(self.shared)
-            return MoteConfig(state="packed", num_experts=0, top_k=0, routed=FULL_PRECISION, shared=shared, **rest)
+            return MoteConfig(
+                state="packed",
+                num_experts=0,
+                top_k=0,
+                routed=FULL_PRECISION,
+                shared=self._format(self.shared),
+                attention=attention,
+                head=head,
+            )
         routed = WeightFormat() if self.experts_format == "ternary" else self._format(self.experts_format)
         layers = self.layers or tuple(range(num_layers))
         baseline = self.kind == "moe-llava"
-        if self.packed and routed == FULL_PRECISION:
-            raise FormatError(
-                "plan: experts as they are, beside packed parts; a packed model has packed experts: choose a format "
-                "for them, or none for shared, attention and head"
-            )
         return MoteConfig(
             state="packed" if self.packed else "upcycled",
             layers=layers,
@@ -97,7 +101,8 @@ class Choice:
             routed=routed,
             shared=FULL_PRECISION if baseline and len(layers) == num_layers else self._format(self.shared),
             codec=self.codec if self.packed and self.experts_format == "ternary" else None,
-            **rest,
+            attention=attention,
+            head=head,
         )
 
     def _format(self, storage: str) -> WeightFormat:
@@ -109,6 +114,7 @@ class Choice:
             granularity="group",
             group=self.group,
             activation="int8_group",
+            symmetric=self.symmetric,
         )
 
     def title(self) -> str:

@@ -56,7 +56,7 @@ def peers(skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Us
 def _fitted(skeleton: Skeleton, choice: Choice, budget: int | None, on: On, use: Use) -> Choice:
     """The peer with the widest attention and head that fit a budget on the file or on memory, as the plans beside it
     may choose theirs; the smallest ones where nothing fits."""
-    if budget is None or on in ("paper", "ffn") or choice.experts_format == "none":
+    if budget is None or on in ("paper", "ffn"):
         return choice
     shared, experts = choice.shared, choice.experts
     space = Space(experts=(experts,), codecs=(choice.codec,), shared=(shared,))
@@ -65,9 +65,7 @@ def _fitted(skeleton: Skeleton, choice: Choice, budget: int | None, on: On, use:
 
 
 def _baseline(fixed: Choice, experts: int, storage: str) -> Choice:
-    choice = replace(fixed, kind="moe-llava", experts=experts, experts_format=storage, shared="none")
-    # Float experts are not in a packed model, so that nothing else of it is packed either.
-    return replace(choice, attention="none", head="none") if storage == "none" else choice
+    return replace(fixed, kind="moe-llava", experts=experts, experts_format=storage, shared="none")
 
 
 def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use: Use) -> Peer | None:

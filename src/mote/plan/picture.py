@@ -51,7 +51,7 @@ def draw(survey: Survey, path: Path, *, rows: int = 12) -> None:
 
     from mote.checkpoint.atomic import write_file
 
-    style = {"svg.hashsalt": "mote", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
+    style: dict[str, Any] = {"svg.hashsalt": "mote", "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK}
     style |= {"xtick.color": INK, "ytick.color": INK, "font.size": 9}
     with pyplot.rc_context(style):
         bars, plans = _bars(survey, rows)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mote.checkpoint.accounting import GIB
 from mote.errors import PlanError
@@ -79,7 +79,7 @@ def survey(
     kind = on or ("resident" if budget == FROM_DEVICE else "paper")
     if kind not in KINDS:
         raise PlanError(f"plan: on={kind!r} is unknown; use one of {', '.join(KINDS)}")
-    counted = cast(On, kind)
+    counted: On = kind  # type: ignore[assignment]
     limit = None if budget is None else there[0].free if budget == FROM_DEVICE else budget_bytes(budget, counted)
     plan = measure(skeleton, asked, use)
     found = None

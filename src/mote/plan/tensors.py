@@ -24,12 +24,12 @@ _ATTENTION: Rows = {
     "self_attn.v_proj.weight": ("K", "H"),
     "self_attn.o_proj.weight": ("H", "Q"),
 }
-_QKV_BIAS: Rows = {
+_QKV_BIAS: dict[str, tuple[str | int, ...]] = {
     "self_attn.q_proj.bias": ("Q",),
     "self_attn.k_proj.bias": ("K",),
     "self_attn.v_proj.bias": ("K",),
 }
-_O_BIAS: Rows = {"self_attn.o_proj.bias": ("H",)}
+_O_BIAS: dict[str, tuple[str | int, ...]] = {"self_attn.o_proj.bias": ("H",)}
 _HEAD_NORMS: Rows = {"self_attn.q_norm.weight": ("D",), "self_attn.k_norm.weight": ("D",)}
 
 Text = Callable[[Mapping[str, Any]], Rows]
