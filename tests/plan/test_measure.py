@@ -121,7 +121,7 @@ def test_a_choices_contract_is_packings(storage: Any) -> None:
         upcycled = preset("mote", num_experts=5).contract((0, 1), 0, 0)
         assert Choice(experts=5, **options).contract(2) == config.contract(upcycled, "it")
         baseline = preset("moe-llava").contract((0, 1), 0, 0)
-        peer = Choice(kind="moe-llava", experts_format=storage, **options)
+        peer = Choice(kind="moe-llava", experts_format=storage, **{**options, "shared": "none"})
         if config.quantizes or storage != "none":
             with_experts = replace(config, experts=storage, shared="none").contract(baseline, "it")
             assert peer.contract(2) == with_experts
@@ -158,6 +158,7 @@ def test_counting_one_kind_is_the_plans(skeleton: Skeleton, on: Any) -> None:
         ({"group": 48}, "group=48 is unknown; use one of 32, 64, 128"),
         ({"experts": 0}, "0 experts in a model of kind mote"),
         ({"experts": 10**6}, "use 1 to 4096"),
+        ({"kind": "moe-llava", "shared": "int4"}, "MoE-LLaVA has no shared experts"),
         ({"layers": (7,)}, "layer 7 of a model with 2"),
     ],
 )

@@ -17,7 +17,7 @@ def test_a_picture_names_plans_peers_and_budget(skeleton: Skeleton, tmp_path: Pa
     path = tmp_path / "new" / "plan.svg"
     draw(found, path, rows=3)
     drawn = path.read_text(encoding="utf-8")
-    for text in ("MoE-LLaVA, 4 experts INT3", "budget, 0.00 GiB", "GiB of weight files", "shared INT4"):
+    for text in ("MoE-LLaVA, 4 experts INT3", "budget, 2MiB", "GiB of weight files", "shared INT4"):
         assert f"<!-- {text} -->" in drawn or text in drawn
     assert found.found is not None
     assert f"1  {found.found.plans[0].choice.title()}" in drawn

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import StringIO
 
-from mote.checkpoint.accounting import GIB
 from mote.cli.output import WIDTH
 from mote.plan.devices import Device
 from mote.plan.measure import On, Plan, count
@@ -81,9 +80,8 @@ def _plan(survey: Survey) -> list[str]:
 
 
 def _budget(survey: Survey, rows: int) -> list[str]:
-    found, budget = survey.found, survey.budget
+    found = survey.found
     assert found is not None
-    assert budget is not None
     shown = found.plans[:rows]
     table = _table(
         ("experts", "shared", "attention", "head", "2bit", "paper", "ffn", "file", "memory", "bits a token", "fits"),
@@ -95,7 +93,7 @@ def _budget(survey: Survey, rows: int) -> list[str]:
     accuracies = [line for plan in shown for line in _accuracy(survey, plan.choice.title())]
     there = survey.devices[0][0]
     return [
-        f"budget: {budget / GIB:.2f} GiB of {COUNTED[survey.on]}",
+        f"budget: {survey.budget_text} of {COUNTED[survey.on]}",
         f"{found.fitting} of {found.searched} choices fit it, {len(found.plans)} are worth it{more}",
         "",
         *table,

@@ -56,6 +56,8 @@ class Choice:
                 raise FormatError(f"plan: {name}={getattr(self, name)!r} is unknown; use one of {shown}")
         if (self.kind == "dense") != (self.experts == 0):
             raise PlanError(f"plan: {self.experts} experts in a model of kind {self.kind}; a dense one has 0")
+        if self.kind == "moe-llava" and self.shared != "none" and not self.layers:
+            raise PlanError(f"plan: shared={self.shared}, but MoE-LLaVA has no shared experts; leave it out")
         if self.experts > 4096 or self.experts < 0:
             raise PlanError(f"plan: {self.experts} experts; use 1 to 4096")
 

@@ -105,7 +105,7 @@ def _scatter(axes: Any, survey: Survey, bars: Sequence[tuple[str, Plan]], plans:
     axes.plot([], [], "o", markersize=9, markerfacecolor="none", markeredgecolor=INK, label=circled)
     axes.plot([], [], "x", color=PEER, markersize=6, markeredgewidth=1.6, label="something else")
     if survey.budget is not None:
-        axes.axvline(survey.budget / GIB, color=INK, linestyle="--", linewidth=1, label=_budget(survey))
+        axes.axvline(survey.budget / GIB, color=INK, linestyle="--", linewidth=1, label=f"budget, {survey.budget_text}")
     axes.set_xscale("log")
     axes.set_yscale("log")
     left, right = axes.get_xlim()
@@ -146,11 +146,6 @@ def _bars(survey: Survey, rows: int) -> tuple[list[tuple[str, Plan]], int]:
     found = [(f"{mark}  {plan.choice.title()}", plan) for mark, plan in enumerate(plans, start=1)]
     beside = [(f"{mark}  {peer.title}", peer.plan) for mark, peer in zip(ascii_uppercase, survey.peers, strict=False)]
     return found + beside, len(found)
-
-
-def _budget(survey: Survey) -> str:
-    assert survey.budget is not None
-    return f"budget, {survey.budget / GIB:.2f} GiB"
 
 
 def _places(plans: Sequence[Plan], survey: Survey) -> tuple[list[float], list[float]]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mote.checkpoint.header import TORCH_NAMES, PlannedTensor
+from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import decoder_prefixes
 from mote.checkpoint.planned import with_sizes
 from mote.checkpoint.shards import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
@@ -145,8 +146,6 @@ def _skeleton(
     image_size: int,
     where: str,
 ) -> Skeleton:
-    from mote.checkpoint.contract import MoteConfig
-
     try:
         found = {tensor.name: tensor.shape for tensor in tensors}
         sizes = with_sizes(MoteConfig(layers=(0,)), found)
@@ -198,7 +197,7 @@ def _dtype(config: Mapping[str, Any], where: str) -> str:
     text = config.get("text_config") or {}
     stated = next((c[key] for c in (config, text) for key in ("dtype", "torch_dtype") if c.get(key)), "bfloat16")
     found = _DTYPES.get(str(stated).removeprefix("torch."))
-    if found is None or found not in TORCH_NAMES:
+    if found is None:
         raise PlanError(f"{where}: dtype {stated!r} is none of {', '.join(_DTYPES)}; correct it")
     return found
 

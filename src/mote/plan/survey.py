@@ -20,7 +20,8 @@ FROM_DEVICE = "device"
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The answer to one call. plan: as asked for. found: of the budget, None without one. devices: each with the plan
+    """The answer to one call. plan: as asked for. found: of the budget, None without one. budget: its bytes,
+    budget_text: as it was said. devices: each with the plan
     as it runs there. accuracies: by the title of a plan or peer."""
 
     skeleton: Skeleton
@@ -30,6 +31,7 @@ class Survey:
     peers: tuple[Peer, ...]
     on: On
     budget: int | None
+    budget_text: str
     found: Found | None
     accuracies: dict[str, list[Measured]]
 
@@ -79,7 +81,7 @@ def survey(
     kind = on or ("resident" if budget == FROM_DEVICE else "paper")
     if kind not in KINDS:
         raise PlanError(f"plan: on={kind!r} is unknown; use one of {', '.join(KINDS)}")
-    counted: On = kind  # type: ignore[assignment]
+    counted: On = kind
     limit = None if budget is None else there[0].free if budget == FROM_DEVICE else budget_bytes(budget, counted)
     plan = measure(skeleton, asked, use)
     found = None
@@ -99,9 +101,20 @@ def survey(
         peers=tuple(beside),
         on=counted,
         budget=limit,
+        budget_text=budget_text(budget, limit, counted),
         found=found,
         accuracies={title: scores for title, scores in accuracies.items() if scores},
     )
+
+
+def budget_text(said: str | None, limit: int | None, on: On) -> str:
+    """The budget as it was said, and how far it goes where that is not the same."""
+    if said is None or limit is None:
+        return ""
+    size = said.strip()
+    if said == FROM_DEVICE:
+        return f"{gib(limit)} GiB"
+    return f"{size} (prints as it up to {limit / GIB:.2f} GiB)" if on == "paper" and "." in size else size
 
 
 def gib(count: float) -> str:
