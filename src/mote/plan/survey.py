@@ -20,9 +20,9 @@ FROM_DEVICE = "device"
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The answer to one call. plan: as asked for. found: of the budget, None without one. budget: its bytes,
-    budget_text: as it was said. devices: each with the plan
-    as it runs there. accuracies: by the title of a plan or peer."""
+    """The answer to one call. plan: as asked for. found: of the budget, None without one. budget: its bytes, and
+    budget_text as it was said. devices: each with the plan as it runs there. accuracies: by the title of a plan or
+    peer."""
 
     skeleton: Skeleton
     use: Use
