@@ -32,7 +32,7 @@ def test_json_has_both_accountings_and_nothing_heavy_is_imported() -> None:
     "options",
     [
         ["--model", "qwen2.5-3b", "--device", "raspberry-pi-5-4gb", "--device", "phone-8gb"],
-        ["--model", "qwen2.5-32b", "--budget", "40GiB", "--on", "resident", "--device", "desktop-32gb"],
+        ["--model", "qwen2.5-14b", "--budget", "40GiB", "--on", "resident", "--device", "desktop-32gb"],
         ["--model", "smollm2-135m", "--kind", "dense", "--shared", "int4", "--device", "laptop-8gb"],
         ["--model", "qwen3-0.6b", "--kind", "moe-llava", "--placement", "sparse", "--device", "laptop-8gb"],
     ],

@@ -84,7 +84,9 @@ def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use:
             plan = measure(other, _fitted(other, choice, budget, on, use), use)
         except (FormatError, PlanError):
             continue
-        if best is None or (budget is not None and plan.bytes(on) <= budget):
+        if best is not None and plan.bytes(on) > (budget or 0):
+            break  # so will the larger ones
+        if best is None or budget is not None:
             best = Peer(title=f"{name} dense INT4", plan=plan)
     return best
 
