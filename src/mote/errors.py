@@ -43,3 +43,7 @@ class EngineError(MoteError):
 
 class CancelledError(MoteError):
     """A call that `Engine.cancel` ended; the engine and its sequences can be used on."""
+
+
+class PlanError(MoteError):
+    """A model, device or budget that cannot be planned with: unknown, malformed, or too small for anything."""

@@ -132,7 +132,10 @@ def test_describe(write_mixture: Write) -> None:
     dense = describe(write_mixture(None, "dense"))
     assert dense["state"] == "dense"
     assert "mixture" not in dense
-    assert not re.search("paper", json.dumps(dense))
+    assert not re.search("paper_accounting", json.dumps(dense))
+    assert dense["paper_gib"] == pytest.approx(2 * 3 * 3 * 24 * 40 / 2**30)
+    # Of three layers two hold a mixture.
+    assert packed["paper_gib"] == pytest.approx(mixture["paper_accounting_gib"] + dense["paper_gib"] / 3)
 
 
 def test_describe_counts_a_format_not_its_storage(write_mixture: Write) -> None:

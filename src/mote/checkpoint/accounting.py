@@ -9,12 +9,15 @@ The two are never quoted as one another; every number of the second kind has `pa
 Source of the table: arXiv 2506.14435, as quoted in its table of memory (18.1, 6.8 and 3.4 GB at 3B).
 """
 
+import functools
 import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
 from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.header import PlannedTensor, TensorInfo
 from mote.checkpoint.layout import (
     MATRICES,
     VISION,
@@ -25,6 +28,7 @@ from mote.checkpoint.layout import (
     mixture_prefixes,
 )
 from mote.checkpoint.shards import Checkpoint
+from mote.ternary.format import integer_codec
 
 GIB = 1 << 30
 BF16_BITS = Fraction(16)
@@ -59,21 +63,35 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 def component_of(name: str, mixtures: frozenset[str] = frozenset()) -> str:
     """Which of `COMPONENTS` a tensor belongs to; `mixtures` are the prefixes of layers with a mixture."""
-    for component, pattern in _PATTERNS:
-        if pattern.search(name):
-            if component == "dense_ffn" and any(name.startswith(prefix) for prefix in mixtures):
-                return "shared_experts"
-            return component
-    return "other"
+    component = _component(name)
+    if component == "dense_ffn" and any(name.startswith(prefix) for prefix in mixtures):
+        return "shared_experts"
+    return component
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _component(name: str) -> str:
+    return next((component for component, pattern in _PATTERNS if pattern.search(name)), "other")
+
+
+def component_bytes(tensors: Iterable[TensorInfo | PlannedTensor]) -> dict[str, int]:
+    """Bytes of tensors, there or planned, per component; every component is there, and they add up to all tensors."""
+    tensors = list(tensors)
+    mixtures = frozenset(mixture_prefixes(tensor.name for tensor in tensors).values())
+    total = dict.fromkeys(COMPONENTS, 0)
+    for tensor in tensors:
+        total[component_of(tensor.name, mixtures)] += tensor.nbytes
+    return total
 
 
 def true_bytes(checkpoint: Checkpoint) -> dict[str, int]:
-    """Bytes of the tensors per component; every component is there, and they add up to all tensors."""
-    mixtures = frozenset(mixture_prefixes(checkpoint.tensors).values())
-    total = dict.fromkeys(COMPONENTS, 0)
-    for info in checkpoint.tensors.values():
-        total[component_of(info.name, mixtures)] += info.nbytes
-    return total
+    """`component_bytes` of what a checkpoint holds."""
+    return component_bytes(checkpoint.tensors.values())
+
+
+def true_ffn_bytes(tensors: Iterable[TensorInfo | PlannedTensor]) -> int:
+    """Bytes of the feed-forward networks as they are stored: padding, scales, zero points and routers included."""
+    return sum(tensor.nbytes for tensor in tensors if ".mlp." in tensor.name and not VISION.search(tensor.name))
 
 
 def file_bytes(checkpoint: Checkpoint) -> int:
@@ -113,8 +131,31 @@ def paper_row(hidden: int, ffn: int, layers: int) -> dict[str, float]:
     }
 
 
+def paper_gib_of(mote: MoteConfig | None, hidden: int, ffn: int, layers: int) -> float:
+    """The paper's accounting, GiB, of a whole model with `layers` layers: mixtures where `mote` has them, and the
+    feed-forward networks of the others, which are in the shared expert's format where that is an integer one."""
+    if mote is None:
+        return paper_gib(hidden, ffn, layers, shared_bits=BF16_BITS, routed_bits=Fraction(0))
+    shared = nominal_bits(mote, routed=False)
+    # A ternary shared expert was trained on its grid; the network of a layer without a mixture was not.
+    others = shared if integer_codec(mote.shared) else BF16_BITS
+    mixed = paper_gib(
+        *(hidden, ffn, len(mote.layers)),
+        shared_bits=shared if mote.shared_expert else Fraction(0),
+        routed_bits=nominal_bits(mote, routed=True),
+        experts=mote.num_experts,
+    )
+    return mixed + paper_gib(
+        hidden, ffn, layers - len(mote.layers), shared_bits=others, routed_bits=Fraction(0), experts=0
+    )
+
+
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """JSON-able summary for `mote info`: identity, mixture, true bytes, the paper's accounting apart."""
+    """JSON-able summary for `mote info`: identity, mixture, true bytes, the paper's accounting apart.
+
+    `paper_gib`, `ffn_bytes` and `file_bytes` are what `mote plan` calls so; the first is there for models with SwiGLU
+    decoder layers only.
+    """
     lineage, mote = checkpoint.lineage, checkpoint.mote
     summary: dict[str, Any] = {
         "path": str(checkpoint.root),
@@ -129,7 +170,15 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "tensors": _tensor_bytes(checkpoint),
             "files": file_bytes(checkpoint),
         },
+        "ffn_bytes": true_ffn_bytes(checkpoint.tensors.values()),
+        "file_bytes": file_bytes(checkpoint),
     }
+    prefixes = decoder_prefixes(checkpoint.tensors)
+    if prefixes:
+        sizes = mote or MoteConfig()
+        first = f"{next(iter(prefixes.values()))}mlp."
+        hidden, ffn = ffn_sizes(sizes, checkpoint.config, checkpoint.tensors, first)
+        summary["paper_gib"] = paper_gib_of(mote, hidden, ffn, len(prefixes))
     if mote is not None:
         summary["formats"] = {name: mote.to_dict()[name] for name in ("shared", "attention", "head")}
         if mote.layers:
@@ -140,7 +189,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
                 mote.hidden_size,
                 mote.ffn_size,
                 layers,
-                shared_bits=_nominal_bits(mote, routed=False),
+                shared_bits=nominal_bits(mote, routed=False),
                 routed_bits=Fraction(0),
             )
     return summary
@@ -181,14 +230,14 @@ def _mixture(checkpoint: Checkpoint, mote: MoteConfig) -> dict[str, Any]:
             hidden,
             ffn,
             layers,
-            shared_bits=_nominal_bits(mote, routed=False) if mote.shared_expert else Fraction(0),
-            routed_bits=_nominal_bits(mote, routed=True),
+            shared_bits=nominal_bits(mote, routed=False) if mote.shared_expert else Fraction(0),
+            routed_bits=nominal_bits(mote, routed=True),
             experts=mote.num_experts,
         ),
     }
 
 
-def _nominal_bits(mote: MoteConfig, *, routed: bool) -> Fraction:
+def nominal_bits(mote: MoteConfig, *, routed: bool) -> Fraction:
     """Bits per weight in the paper's sense: of the format, whatever is stored; floats count as BF16."""
     fmt = mote.routed if routed else mote.shared
     if is_ternary(fmt):

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import TensorInfo
 from mote.errors import CheckpointError, MoteError
+from mote.ternary.codecs import CODECS
 from mote.ternary.format import WeightFormat, integer_codec
 
 if TYPE_CHECKING:
@@ -195,9 +196,6 @@ def plain_linears(mote: MoteConfig, names: Iterable[str]) -> dict[str, Linear]:
 
 
 def _packed_shape(codec: str, fmt: WeightFormat, rows: int, cols: int) -> tuple[int, ...]:
-    # Here and not at the top: the codecs import torch, which a look at a float checkpoint does not need.
-    from mote.ternary.codecs import CODECS
-
     return tuple(CODECS[codec].packed_shape(rows, cols, fmt.group))
 
 

@@ -83,6 +83,15 @@ def write_checkpoint(
     return replace(checkpoint, root=out)
 
 
+def planned_files(tensors: Sequence[PlannedTensor], max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> dict[str, int]:
+    """Weight files, by name, that `write_checkpoint` makes of these tensors, and their bytes, headers included."""
+    shards = _plan(tensors, max_shard_bytes)
+    return {
+        shard: len(build_header(planned)) + sum(tensor.nbytes for tensor in planned)
+        for shard, planned in shards.items()
+    }
+
+
 def seal_checkpoint(directory: Path, lineage: Provenance) -> Checkpoint:
     """Seal a checkpoint that another writer filled (`save_pretrained`), and open it.
 

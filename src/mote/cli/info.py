@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mote.checkpoint.shards import Checkpoint
     from mote.ternary.format import WeightFormat
 
+CONTEXT = 2048
+"""Tokens whose keys and values are counted into the memory."""
 EXAMPLE = "mote info runs/small/packed"
 
 
@@ -30,11 +32,15 @@ def run(
 def print_summary(root: Path, *, as_json: bool) -> None:
     """Prints what `mote info` prints; the verbs that write a checkpoint end with it."""
     from mote.checkpoint.accounting import describe
+    from mote.checkpoint.resident import resident
     from mote.checkpoint.shards import Checkpoint
     from mote.cli.output import emit
 
     checkpoint = Checkpoint.open(root)
     described = describe(checkpoint)
+    if "paper_gib" in described and checkpoint.state != "upcycled":  # what the engine runs
+        needs = resident(checkpoint.tensors.values(), checkpoint.mote, context=CONTEXT)
+        described |= {"context": CONTEXT, "resident_bytes": needs.total, "resident": needs.to_dict()}
     emit(described, as_json=as_json, lines=_lines(checkpoint, described))
 
 
@@ -70,7 +76,27 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
     ]
     for name, title in (("tensors", "all tensors"), ("files", "weight files")):
         rows.append((title, f"{sizes[name]:,}", human_bytes(sizes[name])))
-    return [*lines, "", *table(("component", "bytes", ""), rows)]
+    return [*lines, "", *table(("component", "bytes", ""), rows), *_planned(described)]
+
+
+def _planned(described: dict[str, Any]) -> list[str]:
+    """What `mote plan` says of a model before it is there."""
+    if "paper_gib" not in described:
+        return []
+    lines = [
+        "",
+        f"feed-forward networks: {described['paper_gib']:.2f} GiB in the paper's accounting (weights alone), "
+        f"{described['ffn_bytes'] / (1 << 30):.2f} as stored",
+    ]
+    if "resident" in described:
+        from mote.cli.output import human_bytes
+
+        needs = described["resident"]
+        lines.append(
+            f"memory while it answers, {described['context']:,} tokens: {human_bytes(needs['total'])}, of which "
+            f"{human_bytes(needs['weights'])} are mapped"
+        )
+    return lines
 
 
 def _shared(mote: "MoteConfig") -> str:

@@ -10,12 +10,14 @@ native kernels where there are some. Both have one `ask`. The prompt is the one 
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mote.checkpoint.resident import available_memory, loaded, memory_warning
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
@@ -108,7 +110,12 @@ def load(
         engine = open_engine(root, threads=threads, kv=kv, features=folder)
         if isinstance(engine, Engine):
             return engine
-        if Checkpoint.open(root).state != "upcycled":
+        checkpoint = Checkpoint.open(root)
+        if said := memory_warning(
+            replace(loaded(checkpoint.tensors.values(), checkpoint.mote), libraries=0), available_memory(), str(root)
+        ):
+            warnings.warn(said, stacklevel=2)
+        if checkpoint.state != "upcycled":
             warnings.warn(f"{root}: runs in transformers, not in mote's engine: {engine}", stacklevel=2)
     model = open_model(root).to(chosen)
     return Assistant(model, open_processor(root, model), folder)

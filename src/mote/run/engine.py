@@ -14,12 +14,15 @@ or token by token:
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from mote.checkpoint.resident import available_memory, memory_warning, resident
 from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import Conversation
 from mote.errors import CheckpointError, EngineError, UnsupportedModelError
@@ -34,6 +37,8 @@ from mote.run.sampling import Sampling
 from mote.run.weights import Weights
 
 MAX_NEW_TOKENS = 128
+CONTEXT = 2048
+"""Tokens of the text that the warning about memory has in mind."""
 
 
 class Engine(Decoding):
@@ -154,7 +159,7 @@ def open_engine(
 
     kv: numbers of the key-value cache, "bf16" or "f32". features: cache of vision features on disk. blind: pictures'
     features are zero. Raises CheckpointError for a directory that is no checkpoint or lacks processor and tokenizer,
-    EngineError for another `kv`.
+    EngineError for another `kv`. Warns, in one line, of a checkpoint that does not fit in the memory that is free.
     """
     if kv not in ("bf16", "f32"):
         raise EngineError(f"kv={kv!r}: no such numbers for the key-value cache; use bf16 or f32")
@@ -178,6 +183,8 @@ def open_engine(
         path = checkpoint.root / "config.json"
         raise CheckpointError(f"{path}: no decoder can be made of it ({type(error).__name__}: {error})") from error
     mapped = time.perf_counter()
+    positions = int(config.get_text_config().max_position_embeddings)
+    _warn_of_memory(checkpoint, kv, positions)
     image_token = next((getattr(config, n) for n in IMAGE_TOKENS if getattr(config, n, None) is not None), None)
     processor = open_processor_files(checkpoint.root)
     _check_tokens(checkpoint.root, processor, weights.embedding.rows, image_token)
@@ -186,13 +193,28 @@ def open_engine(
     engine = Engine(
         weights,
         Prompter(processor, image_token, _ends(checkpoint, config)),
-        positions=int(config.get_text_config().max_position_embeddings),
+        positions=positions,
         sight=Sight(checkpoint, config, processor, features, blind=blind) if eyes else None,
         image_token_id=image_token,
         threads=threads,
     )
     engine.opening = {"imports": imported - begun, "weights": mapped - imported, "processor": read - mapped}
     return engine
+
+
+def _warn_of_memory(checkpoint: Checkpoint, kv: str, positions: int) -> None:
+    """One line where a short text and a picture would not fit in what is free now; nothing is refused, since other
+    programs may go, and the weights are the system's to drop."""
+    from mote.model.precision import computes_in_bf16, device_of
+
+    width = 2 if computes_in_bf16(device_of("cpu")) else 4
+    context = min(positions, CONTEXT)
+    needs = resident(
+        *(checkpoint.tensors.values(), checkpoint.mote), context=context, kv=kv, tower_bytes_per_weight=width
+    )
+    # The libraries are loaded already.
+    if said := memory_warning(replace(needs, libraries=0), available_memory(), str(checkpoint.root)):
+        warnings.warn(said, stacklevel=3)
 
 
 def _check_tokens(root: Path, processor: Any, rows: int, image: int | None) -> None:

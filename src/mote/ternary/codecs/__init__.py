@@ -1,4 +1,6 @@
-"""Packed formats of matrices, one file each; adding one is a file and a line here."""
+"""Packed formats of matrices, one file each; adding one is a file and a line here.
+
+Shapes are for anyone who plans or opens a checkpoint, so that torch is imported by what touches digits only."""
 
 from mote.ternary.codecs.base3 import BASE3
 from mote.ternary.codecs.codec import Codec

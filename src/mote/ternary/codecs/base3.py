@@ -3,10 +3,14 @@
 3^5 = 243 of 256 values: 1.6 bits against the log2(3) = 1.585 that three equally likely values need.
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _POWERS = (1, 3, 9, 27, 81)
 
@@ -21,6 +25,8 @@ def encode(digits: Tensor) -> Tensor:
 
 def decode(packed: Tensor) -> Tensor:
     """uint8 [...] -> uint8 digits [..., 5]; the top digit of an illegal byte is 3."""
+    import torch
+
     rest = packed
     digits = []
     for _ in _POWERS[1:]:

@@ -1,13 +1,16 @@
 """What a packed format is: a way to put P digits in one byte, or in a few, in the order of `order`."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mote.errors import FormatError
 from mote.ternary.codecs import order
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class Codec:
 
     def pack(self, q_NK: Tensor, group: int = 0) -> Tensor:
         """int8 [..., N, K] in low..high -> uint8 [..., S, KG, 256 Q]. Raises FormatError for anything else."""
+        import torch
+
         if q_NK.dtype != torch.int8 or q_NK.dim() < 2:
             raise FormatError(
                 f"{self.name}: pack takes int8 [..., rows, columns], got {q_NK.dtype} {tuple(q_NK.shape)}"
@@ -105,6 +110,8 @@ class Codec:
         return bool(((digits - (self.low + self.offset)) > self.high - self.low).any())
 
     def _digits(self, packed: Tensor, rows: int, cols: int, group: int) -> Tensor:
+        import torch
+
         shape = self.packed_shape(rows, cols, group)
         if packed.dtype != torch.uint8 or tuple(packed.shape[-3:]) != shape:
             raise FormatError(

@@ -4,10 +4,14 @@ The bytes of `two_bit` with a fourth level. Symmetric round to nearest writes -1
 grids that are not symmetric, are bf16, [S, G, 64], one per row and group of inputs (`order.scales_to_strips`).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = 4
 
@@ -22,6 +26,8 @@ def encode(digits: Tensor) -> Tensor:
 
 def decode(packed: Tensor) -> Tensor:
     """uint8 [...] -> uint8 digits [..., 4] in 0..3."""
+    import torch
+
     return torch.stack([(packed >> (2 * p)) & 3 for p in range(_DIGITS)], dim=-1)
 
 

@@ -7,10 +7,14 @@ Symmetric round to nearest writes -3..3 only. Scales, and zero points of grids t
 [S, G, 64], one per row and group of inputs (`order.scales_to_strips`).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = 8
 
@@ -26,6 +30,8 @@ def encode(digits: Tensor) -> Tensor:
 
 def decode(packed: Tensor) -> Tensor:
     """uint8 [..., 3] -> uint8 digits [..., 8] in 0..7."""
+    import torch
+
     low, top = packed[..., :2], packed[..., 2]
     digits = [(low[..., p // 4] >> (2 * (p % 4))) & 3 | ((top >> p) & 1) << 2 for p in range(_DIGITS)]
     return torch.stack(digits, dim=-1)

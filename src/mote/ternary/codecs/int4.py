@@ -4,10 +4,14 @@ Round to nearest writes -7..7 only; -8 is there for methods that choose their le
 [S, G, 64], one per row and group of inputs (`order.scales_to_strips`).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def encode(digits: Tensor) -> Tensor:
@@ -17,6 +21,8 @@ def encode(digits: Tensor) -> Tensor:
 
 def decode(packed: Tensor) -> Tensor:
     """uint8 [...] -> uint8 digits [..., 2] in 0..15."""
+    import torch
+
     return torch.stack([packed & 15, packed >> 4], dim=-1)
 
 

@@ -7,10 +7,14 @@ Symmetric round to nearest writes -31..31 only. Scales, and zero points of grids
 [S, G, 64], one per row and group of inputs (`order.scales_to_strips`).
 """
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = 4
 
@@ -26,6 +30,8 @@ def encode(digits: Tensor) -> Tensor:
 
 def decode(packed: Tensor) -> Tensor:
     """uint8 [..., 3] -> uint8 digits [..., 4] in 0..63."""
+    import torch
+
     low, top = packed[..., :2], packed[..., 2]
     digits = [(low[..., p // 2] >> (4 * (p % 2))) & 15 | ((top >> (2 * p)) & 3) << 4 for p in range(_DIGITS)]
     return torch.stack(digits, dim=-1)

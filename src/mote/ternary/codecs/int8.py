@@ -3,9 +3,14 @@
 Scales are bf16, [S, G, 64], one per row and group of inputs (`order.scales_to_strips`).
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def encode(digits: Tensor) -> Tensor:

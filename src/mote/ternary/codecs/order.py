@@ -15,11 +15,14 @@ Shape suffixes: N rows, K inputs, S strips, J k-groups (stored as KG), C = 4 row
 planes, B = 4 inputs.
 """
 
-import torch
-from torch import Tensor
-from torch.nn.functional import pad
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.errors import FormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STRIP_ROWS = 64
 ROW_BLOCKS = 4
@@ -43,6 +46,9 @@ def k_groups(cols: int, group: int, planes: int) -> int:
 
 def digits_from_weights(q_NK: Tensor, group: int, planes: int, offset: int) -> Tensor:
     """int8 [..., N, K] -> uint8 digits [..., S, J, C, R, B, P], padded with weight 0."""
+    import torch
+    from torch.nn.functional import pad
+
     rows, cols = q_NK.shape[-2:]
     digits_NK = shifted(q_NK, offset)
     full, width, rest = scale_group_widths(cols, group)
@@ -65,6 +71,8 @@ def weights_from_digits(
     digits: Tensor, rows: int, cols: int, group: int, planes: int, offset: int
 ) -> tuple[Tensor, bool]:
     """Inverse of `digits_from_weights`: (int8 [..., N, K], whether all padding is weight 0)."""
+    import torch
+
     first = digits.dim() - 6
     lead = range(first)  # [..., S, J, C, R, B, P] -> [..., S, C, R, J, P, B]
     tiles = digits.permute(*lead, *(first + d for d in (0, 2, 3, 1, 5, 4)))
@@ -96,17 +104,24 @@ def check_dimensions(rows: int, cols: int, group: int) -> None:
 
 def shifted(q: Tensor, offset: int) -> Tensor:
     """int8 weights -> uint8 digits; weights outside 0 .. 255 - offset wrap."""
+    import torch
+
     return q.view(torch.uint8) + offset
 
 
 def scales_to_strips(scale_NG: Tensor) -> Tensor:
     """Scales [..., N, G] -> bf16 [..., S, G, 64], rounded to nearest even; those of padded rows are 0."""
+    import torch
+    from torch.nn.functional import pad
+
     scale_NG = pad(scale_NG.to(torch.bfloat16), (0, 0, 0, -scale_NG.shape[-2] % STRIP_ROWS))
     return torch.unflatten(scale_NG, -2, (-1, STRIP_ROWS)).transpose(-1, -2).contiguous()
 
 
 def scales_from_strips(scale_SGR: Tensor, rows: int) -> Tensor:
     """bf16 [..., S, G, 64] -> fp32 [..., N, G], the inverse but for rounding."""
+    import torch
+
     return scale_SGR.transpose(-1, -2).flatten(-3, -2)[..., :rows, :].to(torch.float32)
 
 

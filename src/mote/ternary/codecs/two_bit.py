@@ -1,9 +1,13 @@
 """2 bits a weight: four digits in a byte, byte = d0 + 4 d1 + 16 d2 + 64 d3; the digit 3 is illegal."""
 
-import torch
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DIGITS = 4
 
@@ -18,6 +22,8 @@ def encode(digits: Tensor) -> Tensor:
 
 def decode(packed: Tensor) -> Tensor:
     """uint8 [...] -> uint8 digits [..., 4] in 0..3."""
+    import torch
+
     return torch.stack([(packed >> (2 * p)) & 3 for p in range(_DIGITS)], dim=-1)
 
 

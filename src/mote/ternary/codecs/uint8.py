@@ -5,9 +5,14 @@ less an offset, here -128..127. Scales and zero points are bf16, [S, G, 64], one
 (`order.scales_to_strips`).
 """
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from mote.ternary.codecs.codec import Codec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def encode(digits: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""What stands beside a plan: peers, devices, measured accuracies."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mote.checkpoint.accounting import GIB
+from mote.errors import PlanError
+from mote.plan import known
+from mote.plan.choice import Choice
+from mote.plan.devices import device
+from mote.plan.measure import Use, measure
+from mote.plan.peers import peers
+from mote.plan.skeleton import Skeleton, open_skeleton
+from mote.plan.studies import measured, read_studies
+from mote.plan.survey import survey
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def test_peers_at_the_papers_budget() -> None:
+    skeleton = open_skeleton("qwen2.5-3b")
+    found = {peer.title: peer.plan for peer in peers(skeleton, round(3.45 * GIB), "paper", Choice(), Use())}
+    assert {title: round(plan.paper_gib, 2) for title, plan in found.items()} == {
+        "the paper's MoTE, 4 x 2 bit + INT4": 3.40,
+        "MoE-LLaVA, 4 experts INT3": 3.40,
+        "3 experts INT4": 3.40,
+        "3 experts INT8": 6.80,
+        "2 experts BF16": 9.07,
+        "dense BF16": 4.54,
+        "dense INT4": 1.13,
+        "qwen2.5-7b dense INT4": 2.66,
+    }
+
+
+def test_peers_choose_attention_and_head_where_the_budget_counts_them() -> None:
+    skeleton = open_skeleton("qwen2.5-0.5b")
+    tight, ample = (
+        {peer.title: peer.plan for peer in peers(skeleton, round(gib * GIB), "file", Choice(), Use())}
+        for gib in (1.5, 1.7)
+    )
+    title = "MoE-LLaVA, 4 experts INT3"
+    assert tight[title].file_bytes <= 1.5 * GIB < ample[title].file_bytes <= 1.7 * GIB
+    assert (ample[title].choice.attention, ample[title].choice.head) == ("none", "none")
+
+
+def test_a_larger_model_is_of_the_same_family() -> None:
+    titles = [peer.title for peer in peers(open_skeleton("smollm2-135m"), None, "file", Choice(), Use())]
+    assert titles[-1] == "smollm2-360m dense INT4"
+    assert "dense INT4" in peers(open_skeleton("qwen2.5-32b"), None, "file", Choice(), Use())[-1].title
+
+
+@pytest.mark.parametrize("name", known.table("devices"))
+def test_profiles(name: str) -> None:
+    there = device(name)
+    assert 0 < there.free < there.memory
+    assert name.endswith(f"{there.memory / GIB:.0f}gb")
+    plan = measure(open_skeleton("qwen2.5-0.5b"), Choice(shared="int4", attention="int8", head="int4"))
+    assert there.fits(plan) == "yes"
+    assert there.bound(plan) == there.bandwidth / plan.token_bytes
+
+
+def test_a_device_says_what_happens_to_what_does_not_fit() -> None:
+    pi = device("raspberry-pi-5-4gb")
+    skeleton = open_skeleton("qwen2.5-3b")
+    assert pi.fits(measure(skeleton, Choice(), Use(bf16=pi.bf16))) == "mapped"
+    assert pi.fits(measure(skeleton, Choice(), Use(bf16=False, context=32768, kv="f32"))) == "no"
+
+
+def test_this_machine_is_measured() -> None:
+    here = device("this")
+    assert 0 < here.free <= here.memory
+    assert here.bandwidth > 1e8
+    with pytest.raises(PlanError, match="did you mean raspberry-pi-5"):
+        device("raspberry-pi-5")
+
+
+def test_accuracies_stand_beside_the_plan_that_was_measured_only() -> None:
+    reports = read_studies(STUDIES)
+    skeleton = open_skeleton("smollm2-135m")
+    report = json.loads((STUDIES / "small" / "report.json").read_text(encoding="utf-8"))
+    found = {one.source: one for one in measured(skeleton, measure(skeleton, Choice()), reports)}
+    assert found["small/report.json"].value == report["accuracy"]["packed"]["average"]["value"]
+    dense = measure(skeleton, Choice(kind="dense", experts=0))
+    assert measured(skeleton, dense, reports)[0].value == report["accuracy"]["dense"]["average"]["value"]
+    for other in (Choice(experts=3), Choice(shared="int4"), Choice(codec="2bit"), Choice(head="int8")):
+        assert not measured(skeleton, measure(skeleton, other), reports)
+    bigger = open_skeleton("qwen2.5-0.5b")
+    assert not measured(bigger, measure(bigger, Choice()), reports)
+
+
+def test_a_file_that_is_no_report_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "report.json").write_text("{}", encoding="utf-8")
+    assert read_studies(tmp_path) == []
+
+
+def test_a_budget_of_the_device_is_its_free_memory(skeleton: Skeleton) -> None:
+    found = survey(skeleton, Choice(), Use(), budget="device", devices=["raspberry-pi-5-8gb", "laptop-8gb"])
+    assert (found.on, found.budget) == ("resident", device("raspberry-pi-5-8gb").free)
+    plain = found.to_dict()
+    assert [row["fits"] for row in plain["devices"]] == ["yes", "yes"]
+    assert plain["budget"]["plans"][0]["device"]["name"] == "raspberry-pi-5-8gb"
+    with pytest.raises(PlanError, match="on='disk' is unknown"):
+        survey(skeleton, Choice(), Use(), on="disk")
+    with pytest.raises(PlanError, match="searches MoTE"):
+        survey(skeleton, Choice(kind="dense", experts=0), Use(), budget="3GiB")
