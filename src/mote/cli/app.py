@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
-from mote.cli import ask, assemble, bench, data, evaluate, extract, info, pack, pipeline, start, train, upcycle, verify
+from mote.cli import (
+    ask,
+    assemble,
+    bench,
+    data,
+    evaluate,
+    export,
+    extract,
+    info,
+    pack,
+    pipeline,
+    start,
+    train,
+    upcycle,
+    verify,
+)
 from mote.cli.failures import warnings_in_one_line
 
 app = typer.Typer(
@@ -43,3 +58,4 @@ def prepare(
 for verb in (pipeline, assemble, train, extract, start, upcycle, pack, evaluate, ask, bench, info, verify):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=f"Example: {verb.EXAMPLE}")(verb.run)
 app.add_typer(data.app, name="data")
+app.add_typer(export.app, name="export")
