@@ -132,7 +132,7 @@ def _stir(model: Any, generator: Any) -> None:
             elif name.endswith(".gain"):
                 weight.copy_(1 + 0.3 * noise)
             elif ".experts." in name:
-                weight.add_(0.05 * noise)
+                weight.add_(0.02 * noise)
             elif weight.ndim == 1:
                 weight.add_(0.1 * noise)
             elif "embed_tokens" in name:
@@ -161,8 +161,20 @@ def _side_files(family: str, kind: str, root: Path) -> None:
     ).save_pretrained(root)
 
 
-def without_activation_quantization(root: Path) -> Any:
-    """The up-cycled checkpoint as an fp32 model in transformers whose experts take activations as they come."""
+@pytest.fixture
+def tokenizers() -> Callable[..., Any]:
+    """`tokenizers(kind)`: see `tokenizer`."""
+    return tokenizer
+
+
+@pytest.fixture
+def reference() -> Callable[[Path], Any]:
+    """`reference(upcycled)`: the checkpoint as an fp32 model in transformers whose experts take activations as they
+    come."""
+    return _without_activation_quantization
+
+
+def _without_activation_quantization(root: Path) -> Any:
     import dataclasses
 
     import torch

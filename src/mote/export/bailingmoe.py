@@ -27,7 +27,7 @@ from mote.export.decoder import Decoder, open_decoder
 from mote.export.fit import choose, write
 from mote.export.ggml import TYPES, Bytes
 from mote.export.matrices import Integers, Matrix, Stored
-from mote.export.mmproj import mmproj_path, plan_vision, why_no_vision
+from mote.export.mmproj import mmproj_path, plan_vision, resizing_note, why_no_vision
 from mote.export.stream import GgufFile, GgufTensor, gguf_library, write_files
 from mote.export.tokenizer import Vocabulary, read_vocabulary
 
@@ -75,13 +75,13 @@ def export_gguf(
     files = [GgufFile(path=out, arch=ARCH, describe=partial(_describe, decoder, vocabulary), tensors=plan.tensors)]
     no_vision = why_no_vision(decoder)
     if no_vision is None:
-        files.append(plan_vision(decoder, config, mmproj_path(out), plan.notes))
+        files.append(plan_vision(decoder, config, mmproj_path(out)))
     write_files(files, source=checkpoint, force=force, progress=progress)
     return GgufExport(
         path=out,
         nbytes=out.stat().st_size,
         types={part: sorted(names) for part, names in plan.types.items()},
-        notes=[*plan.notes, *vocabulary.notes],
+        notes=[*plan.notes, *vocabulary.notes, *([resizing_note(decoder)] if len(files) > 1 else [])],
         mmproj=files[1].path if len(files) > 1 else None,
         mmproj_nbytes=files[1].path.stat().st_size if len(files) > 1 else 0,
         no_mmproj=no_vision or "",
@@ -101,14 +101,13 @@ def why_not(decoder: Decoder) -> str:
 
 @dataclass
 class Plan:
-    """All tensors of the language model's file, in order. notes: one line for every kind of matrix whose type is not
-    what was asked for."""
+    """All tensors of the language model's file, in order. types: ggml types by part."""
 
     decoder: Decoder
     config: GgufConfig
     tensors: list[GgufTensor] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     types: dict[str, set[str]] = field(default_factory=dict)
+    _said: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         decoder, names = self.decoder, self.decoder.checkpoint.tensors
@@ -134,6 +133,11 @@ class Plan:
                 module = f"{prefix}mlp.{short}_proj"
                 self._matrix(f"{block}ffn_{short}_shexp", module, decoder.matrices.stored(module, rows, cols), "shared")
                 self._experts(f"{block}ffn_{short}_exps", f"{prefix}mlp.experts.{short}_proj", rows, cols)
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for every reason for which matrices did not get the type that was asked for."""
+        return [f"{', '.join(kinds)}: {note}" for note, kinds in self._said.items()]
 
     def _matrix(
         self, name: str, module: str, stored: Stored, part: str, order: NDArray[np.int64] | None = None
@@ -171,10 +175,8 @@ class Plan:
 
     def _chosen(self, name: str, stored: Stored, part: str) -> str:
         choice = choose(getattr(self.config, part), stored, name)
-        kind = name.rpartition(".")[2]
-        note = f"{kind}: {choice.note}" if choice.note else ""
-        if note and note not in self.notes:
-            self.notes.append(note)
+        if choice.note:
+            self._said.setdefault(choice.note, {})[name.rpartition(".")[2]] = None
         self.types.setdefault(part, set()).add(choice.type.name)
         return choice.type.name
 

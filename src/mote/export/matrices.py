@@ -13,6 +13,7 @@ from torch import Tensor
 from mote.checkpoint.contract import MoteConfig, integer_codec
 from mote.checkpoint.layout import codec_of, is_ternary
 from mote.checkpoint.shards import Checkpoint
+from mote.errors import CheckpointError
 from mote.ternary.codecs import CODECS, scales_from_strips
 from mote.ternary.format import FULL_PRECISION, WeightFormat
 from mote.ternary.quantize import quantize_weight
@@ -77,7 +78,10 @@ class Matrices:
             return Stored(rows=rows, cols=cols, format=self._format(module), dtype="U8")
         info = self._checkpoint.info(f"{module}.weight")
         if info.shape != (rows, cols):
-            raise self._checkpoint_shape(f"{module}.weight", info.shape, (rows, cols))
+            raise CheckpointError(
+                f"{self._checkpoint.root}: tensor '{module}.weight' is {list(info.shape)}, config.json asks for "
+                f"{[rows, cols]}; fetch both again"
+            )
         return Stored(rows=rows, cols=cols, format=self._format(module), dtype=info.dtype)
 
     def read(self, module: str, stored: Stored) -> Matrix:
@@ -126,14 +130,6 @@ class Matrices:
         packed = f"{module}.packed" in self._checkpoint.tensors
         # A dense layer's network is not on the shared experts' grid, unless it was packed like them.
         return self._mote.shared if mixed or packed else FULL_PRECISION
-
-    def _checkpoint_shape(self, name: str, shape: tuple[int, ...], asked: tuple[int, ...]) -> Exception:
-        from mote.errors import CheckpointError
-
-        return CheckpointError(
-            f"{self._checkpoint.root}: tensor {name!r} is {list(shape)}, config.json asks for {list(asked)}; "
-            "fetch both again"
-        )
 
 
 def _quantized(weight: Tensor, stored: Stored, gain: float) -> Integers:

@@ -74,16 +74,21 @@ def why_no_vision(decoder: Decoder) -> str | None:
     return None
 
 
-def plan_vision(decoder: Decoder, config: GgufConfig, path: Path, notes: list[str]) -> GgufFile:
-    """The mmproj file of a model whose tower llama.cpp knows; adds to `notes`. Raises CheckpointError for a tensor or a
-    preprocessing that is missing, FormatError for a type that does not fit."""
+def resizing_note(decoder: Decoder) -> str:
+    """What an mmproj file does not settle."""
+    size = decoder.config.vision_config.image_size
+    return (
+        "llama.cpp resizes pictures in its own way (bicubic, padded to a square): embeddings agree with ours for "
+        f"pictures of {size} x {size} pixels"
+    )
+
+
+def plan_vision(decoder: Decoder, config: GgufConfig, path: Path) -> GgufFile:
+    """The mmproj file of a model whose tower llama.cpp knows. Raises CheckpointError for a tensor or a preprocessing
+    that is missing, FormatError for a type that does not fit."""
     vision = decoder.config.vision_config
     layers = _feature_layer(int(decoder.config.vision_feature_layer), int(vision.num_hidden_layers))
     mean, deviation = _preprocessing(decoder, int(vision.image_size))
-    notes.append(
-        "llama.cpp resizes pictures in its own way (bicubic, padded to a square): embeddings agree with ours for "
-        f"pictures of {vision.image_size} x {vision.image_size} pixels"
-    )
 
     def describe(writer: Any) -> None:
         writer.add_type("mmproj")
