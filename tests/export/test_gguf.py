@@ -145,6 +145,15 @@ def test_packed_shared_experts_keep_their_integers(make: Make, tmp_path: Path, p
     assert any("ffn_down_shexp: int" in note and "rounded to BF16" in note for note in notes)
 
 
+def test_a_tied_table_stands_twice(make: Make, tmp_path: Path) -> None:
+    packed, out = make("llama", pack={"head": "int8"}), tmp_path / "model.gguf"
+    assert export_gguf(packed, out, GgufConfig()).types["head"] == ["Q8_0"]
+    table = mote.model.opening.open_model(packed, dtype=torch.float32).get_input_embeddings()
+    weight = table.layout.decode(table.packed, table.scale).numpy()
+    for name in ("token_embd.weight", "output.weight"):
+        np.testing.assert_array_equal(values(tensors(out)[name]), weight)
+
+
 def test_group_scales_that_tq_cannot_hold_are_said(make: Make, tmp_path: Path) -> None:
     fmt = WeightFormat(scale="lloyd_max", granularity="group", group=64)
     packed, out = make("llama", routed=fmt), tmp_path / "model.gguf"
@@ -190,6 +199,18 @@ def test_other_states_and_altered_bytes_are_refused(make: Make, tmp_path: Path, 
     with pytest.raises(CheckpointError, match="altered"):
         export_gguf(packed, tmp_path / "model.gguf", GgufConfig())
     assert not (tmp_path / "model.gguf").exists()
+
+
+def test_weights_that_are_not_finite_are_named(make: Make, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    upcycled = make("llama", pack=None)
+    held = load_file(upcycled / "model.safetensors")
+    held["model.layers.1.mlp.experts.up_proj"][2, 5, 5] = float("nan")
+    save_file(held, upcycled / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers.1.mlp.experts.up_proj' holds 1 NaN or Inf"):
+        export_gguf(upcycled, tmp_path / "model.gguf", GgufConfig())
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_floats_do_not_go_into_ternary_types(make: Make, tmp_path: Path) -> None:

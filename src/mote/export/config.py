@@ -40,8 +40,8 @@ class GgufConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HfConfig:
-    """Settings of `export_qwen2_moe`. dtype: of all matrices; bfloat16 halves the file and rounds the experts' scales
-    to 8 bits. Routers and shared gates are float32 either way on loading in float32."""
+    """Settings of `export_qwen2_moe`. dtype: of all tensors; bfloat16 halves the file and rounds the experts' scales,
+    and the routers, to 8 bits."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
 

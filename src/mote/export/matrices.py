@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mote.checkpoint.contract import MoteConfig, integer_codec
 from mote.checkpoint.layout import codec_of, is_ternary
-from mote.checkpoint.shards import Checkpoint
+from mote.checkpoint.shards import Checkpoint, count_not_finite
 from mote.errors import CheckpointError
 from mote.ternary.codecs import CODECS, scales_from_strips
 from mote.ternary.format import FULL_PRECISION, WeightFormat
@@ -107,7 +107,9 @@ class Matrices:
         gain, name = 1.0, stack.removesuffix("down_proj") + "gain"
         if stack.endswith("down_proj") and name in self._checkpoint.tensors:
             gain = float(self._checkpoint.read(name, finite=True)[expert])
-        weight = self._checkpoint.read(stack, finite=True)[expert]
+        weight = self._checkpoint.read(stack)[expert]
+        if bad := count_not_finite(weight):  # of this one: asked of the whole stack, every expert would read it again
+            raise CheckpointError(f"{self._checkpoint.root}: tensor {stack!r} holds {bad} NaN or Inf; train it again")
         if stored.format.quantizer != "none":
             return _quantized(weight, stored, gain)
         return (weight.float() * gain).numpy()
