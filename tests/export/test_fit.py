@@ -38,7 +38,7 @@ FLOATS = Stored(rows=4, cols=512, format=FULL_PRECISION, dtype="BF16")
         ("TQ1_0", ternary(512), "TQ1_0", ""),
         ("TQ2_0", ternary(512, 256), "TQ2_0", ""),
         ("TQ2_0", ternary(576), "Q4_0", "rows of 576 are no multiple of 256"),
-        ("TQ1_0", ternary(512, 64), "Q4_0", "a scale per 64 inputs is finer"),
+        ("TQ1_0", ternary(512, 64), "Q4_0", "a scale per 64 inputs cuts"),
         ("Q8_0", ternary(512, 64), "Q8_0", ""),
         ("F32", ternary(36), "F32", ""),
         ("BF16", ternary(36), "BF16", "rounded to BF16"),

@@ -160,7 +160,7 @@ def test_group_scales_that_tq_cannot_hold_are_said(make: Make, tmp_path: Path) -
     done = export_gguf(packed, out, GgufConfig())
     assert done.types["experts"] == ["Q4_0"]
     assert any(
-        "ffn_up_exps: a scale" in note or "ffn_down_exps: a scale per 64 inputs is finer" in note for note in done.notes
+        "ffn_up_exps: a scale" in note or "ffn_down_exps: a scale per 64 inputs cuts" in note for note in done.notes
     )
     scale = Checkpoint.open(packed).read("model.layers.0.mlp.experts.down_proj_scale").numpy()
     found = values(tensors(out)["blk.0.ffn_down_exps.weight"])

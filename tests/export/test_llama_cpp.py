@@ -22,6 +22,7 @@ import torch
 import mote
 from mote.export.bailingmoe import export_gguf
 from mote.export.config import GgufConfig
+from mote.run.picture import Picture
 from mote.ternary.format import WeightFormat
 
 pytestmark = [pytest.mark.export, pytest.mark.timeout(900)]
@@ -188,35 +189,46 @@ def engine_logits(engine: Any, ids: list[int]) -> np.ndarray:
     return np.asarray(logits)
 
 
-@pytest.mark.parametrize(("vision", "bound"), [("F32", 5e-3), ("BF16", 3e-2), ("Q8_0", 3e-2)])
+@pytest.mark.parametrize(("vision", "bound"), [("F32", 5e-3), ("BF16", 0.1), ("Q8_0", 0.1)])
 def test_pictures_are_seen_alike_and_read_alike(
     make: Make, llama: Any, tmp_path: Path, vision: str, bound: float
 ) -> None:
     """Embedding by embedding, for a picture of the tower's own size: others are resized in another way there."""
-    from PIL import Image
-
     packed = make("llava", pack={}, text=WIDE)
     done = export_gguf(packed, tmp_path / "model.gguf", replace(EXACT, vision=vision))
     pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
     np.save(tmp_path / "pixels.npy", pixels)
-    engine = mote.load(packed, kv="f32")
-    picture = engine.picture(tmp_path / "picture.png")
+    expected = embeddings(packed, pixels)
     (seen,) = llama(done.path, {"do": "see", "mmproj": str(done.mmproj), "image": str(tmp_path / "pixels.npy")})
-    assert seen.shape == picture.embeddings.shape == (16, 256)
-    errors = distance(seen, picture.embeddings)
+    assert seen.shape == expected.shape == (16, 256)
+    errors = distance(seen, expected)
     print(f"embeddings: median {np.median(errors):.2e}, largest {errors.max():.2e}")
     assert errors.max() < bound, "GELU of the connector in another form, from a table in fp16"
-    assert distance(seen, np.roll(picture.embeddings, 1, axis=0)).min() > 0.05, "or the order would not show"
+    assert distance(seen, np.roll(expected, 1, axis=0)).min() > 2 * bound, "or the order would not show"
 
     np.save(tmp_path / "seen.npy", seen)
     before, after = [1, 40, 41], [50, 51, 52, 2, 60]
     (logits,) = llama(done.path, {"do": "mixed", "parts": [before, str(tmp_path / "seen.npy"), after]})
-    sequence = engine.sequence()
+    engine = mote.load(packed, kv="f32")
     slots = [engine.image_token_id] * len(seen)
-    ours = engine.prefill(sequence, [*before, *slots, *after], [picture])
-    assert distance(logits, ours) < 2 * bound
+    ours = engine.prefill(engine.sequence(), [*before, *slots, *after], [Picture("0" * 64, seen)])
+    print(f"logits after them: {distance(logits, ours):.2e}")
+    assert distance(logits, ours) < 4e-3, "experts with quantised activations here, without there"
     assert logits.argmax() == ours.argmax()
+
+
+def embeddings(root: Path, pixels: np.ndarray) -> np.ndarray:
+    """What tower and connector make of a picture in transformers, in fp32: [I, H]."""
+    from transformers import AutoProcessor
+
+    from mote.model.opening import open_model
+
+    model = open_model(root, dtype=torch.float32)
+    values = AutoProcessor.from_pretrained(root).image_processor(images=[pixels], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        states = model.model.vision_tower(values, output_hidden_states=True).hidden_states
+        found = model.model.multi_modal_projector(states[model.config.vision_feature_layer])[0]
+    return np.asarray(found.numpy())
 
 
 @pytest.mark.skipif(not DEMO.exists(), reason="make demo has not been run")

@@ -34,11 +34,13 @@ def choose(asked: str, stored: Stored, where: str) -> Choice:
         reason = (
             f"rows of {stored.cols} are no multiple of {kind.block}"
             if stored.cols % kind.block
-            else f"a scale per {group} inputs is finer than {name}'s blocks of {kind.block}"
+            else f"a scale per {group} inputs cuts {name}'s blocks of {kind.block}"
         )
         kind = TYPES["Q4_0"]
         if stored.cols % kind.block or (group < stored.cols and group % kind.block):
-            raise FormatError(f"{where}: {reason}, nor of Q4_0's {kind.block}; choose BF16 or F32")
+            raise FormatError(
+                f"{where}: {reason}, and Q4_0 with its blocks of {kind.block} does not fit either; choose BF16 or F32"
+            )
         return Choice(kind, f"{reason}: Q4_0 instead of {name}, the same numbers")
     if name in FLOATS:
         exact = name == "F32" or not stored.levels

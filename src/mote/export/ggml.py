@@ -67,7 +67,7 @@ class GgmlType:
         q_NBM = q_NK.reshape(rows, -1, self.block)
         of_block = np.arange(cols // self.block) * self.block // group
         scale_NB = scale_NG[:, of_block]
-        return self.join(q_NBM, half(scale_NB, q_NBM.any(-1))).reshape(rows, width)
+        return self.join(q_NBM, half(scale_NB, np.asarray(q_NBM.any(axis=-1)))).reshape(rows, width)
 
 
 def half(scale: Float32, used: NDArray[np.bool_]) -> Float16:
@@ -91,12 +91,13 @@ def _q8_0(q_NBM: Int8, d_NB: Float16) -> Bytes:
 
 def _q4_0(q_NBM: Int8, d_NB: Float16) -> Bytes:
     code = (q_NBM + 8).astype(np.uint8)
-    return _with_scale(True, code[..., :16] | code[..., 16:] << 4, d_NB)
+    return _with_scale(True, code[..., :16] | code[..., 16:] << np.uint8(4), d_NB)
 
 
 def _tq2_0(q_NBM: Int8, d_NB: Float16) -> Bytes:
     digit = (q_NBM + 1).astype(np.uint8).reshape(*q_NBM.shape[:2], 2, 4, 32)
-    body = digit[..., 0, :] | digit[..., 1, :] << 2 | digit[..., 2, :] << 4 | digit[..., 3, :] << 6
+    digit = digit << np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
+    body: Bytes = np.bitwise_or.reduce(digit, axis=-2)
     return _with_scale(False, body.reshape(*q_NBM.shape[:2], 64), d_NB)
 
 
