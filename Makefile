@@ -1,17 +1,18 @@
 # Everything starts here; CI calls the same targets. Nothing is installed outside $(VENV).
 #   make test    venv, install, then formatting, lint, types, import contracts and tests
 #   make demo    venv, install, then the whole pipeline of recipes/small.yaml into runs/small
-#   make setup lint test-slow sanitize fuzz test-avx512-emulated test-neon bench bench-peers-setup wheel clean
+#   make setup lint test-slow test-export sanitize fuzz test-avx512-emulated test-neon bench bench-peers-setup wheel clean
 # PIP_ARGS goes to every pip install, for instance
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"     (torch without CUDA)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-slow lint sanitize fuzz test-avx512-emulated test-neon bench bench-peers-setup wheel clean
+.PHONY: setup demo test test-slow test-export lint sanitize fuzz test-avx512-emulated test-neon bench bench-peers-setup wheel clean
 
 VENV := .venv
 PEERS := .venv-peers
+LLAMA := .venv-export
 BIN := $(VENV)/bin
 PIP_ARGS ?=
 JOBS ?= 2
@@ -48,6 +49,18 @@ test: $(LINTED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+# What `mote export` writes, in the engines that it is for: llama.cpp, built in an environment of its own (about 15
+# minutes the first time, on two cores), vision included.
+test-export: $(INSTALLED) $(LLAMA)/.installed
+	MOTE_LLAMA_PYTHON=$(LLAMA)/bin/python $(BIN)/python -m pytest -m export --timeout 1800
+
+$(LLAMA)/.installed: tests/export/requirements.txt
+	@test -n "$(PYTHON)" || { echo "mote needs Python 3.11 or newer: install it or run make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DGGML_NATIVE=ON" \
+	  $(LLAMA)/bin/python -m pip install $(PIP_ARGS) --no-binary llama-cpp-python -r tests/export/requirements.txt
+	touch $@
 
 demo: $(INSTALLED)
 	$(BIN)/mote pipeline recipes/small.yaml --out runs/small

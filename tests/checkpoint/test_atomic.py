@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mote.checkpoint import atomic
-from mote.checkpoint.atomic import new_directory, write_file
+from mote.checkpoint.atomic import new_directory, new_file, write_file
 from mote.errors import CheckpointError
 
 CHILD = """
@@ -193,3 +193,30 @@ def test_the_input_is_never_written_to(tmp_path: Path, out: str) -> None:
     ):
         pytest.fail("entered")
     assert [path.name for path in source.iterdir()] == ["config.json"]
+
+
+def test_a_new_file_appears_at_the_end_and_left_overs_go(tmp_path: Path) -> None:
+    out, stale = tmp_path / "model.gguf", tmp_path / "model.gguf.partial-1"
+    stale.write_text("killed")
+    with new_file(out) as partial:
+        partial.write_text("whole")  # opened by name again, as other libraries do
+        assert not out.exists()
+        # Another writer to the same place leaves work in progress alone.
+        atomic.remove_stale(out)
+        assert names(tmp_path) == [partial.name]
+    assert names(tmp_path) == ["model.gguf"]
+    assert out.read_text() == "whole"
+    with pytest.raises(CheckpointError, match="exists already"), new_file(out):
+        pass
+    with new_file(out, force=True) as partial:
+        partial.write_text("new")
+    assert out.read_text() == "new"
+
+
+def test_a_new_file_is_refused_in_its_source_and_over_a_directory(tmp_path: Path) -> None:
+    source = old_checkpoint(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="lies in the input"), new_file(source / "x", force=True, source=source):
+        pass
+    with pytest.raises(CheckpointError, match="is not a file"), new_file(source, force=True):
+        pass
+    assert names(source) == ["config.json"]

@@ -39,11 +39,11 @@ def test_help_imports_nothing_heavy_and_is_quick() -> None:
     code, heavy, spent = done.stderr.strip().split(" ", 2)[0], "[]" in done.stderr, done.stderr.split()[-1]
     assert (code, heavy) == ("0", True), done.stderr
     assert float(spent) < 1.0, f"{spent} s inside, {outside:.2f} s with the interpreter; alone it takes 0.1 s"
-    for verb in (*VERBS, "data"):
+    for verb in (*VERBS, "data", "export"):
         assert verb in done.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "data validate", "data draw"])
+@pytest.mark.parametrize("verb", [*VERBS, "data validate", "data draw", "export gguf", "export hf"])
 def test_every_verb_has_help_with_an_example_within_100_columns(
     verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,38 @@ def new_directory(out: Path, *, force: bool = False, source: Path | None = None)
         os.close(lock)
 
 
+@contextlib.contextmanager
+def new_file(out: Path, *, force: bool = False, source: Path | None = None) -> Iterator[Path]:
+    """Give the name of an empty file beside `out` to write; on leaving without an error it becomes `out` in one step.
+
+    An `out` that exists is refused unless `force` is set; one that lies in `source`, the directory that the caller
+    reads, always. Raises CheckpointError, on a full disk too.
+    """
+    out = Path(os.path.abspath(out))
+    if source is not None and Path(source).resolve() in out.resolve().parents:
+        raise CheckpointError(f"{out}: lies in the input {source}; choose another --out")
+    if os.path.lexists(out) and (out.is_symlink() or not out.is_file()):
+        raise CheckpointError(f"{out}: exists and is not a file; choose another --out")
+    if out.exists() and not force:
+        raise CheckpointError(f"{out}: exists already; choose another --out, or --force to replace it")
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(out)
+        # Whoever opens this name again to write keeps the file, and with it the lock that tells it from a left-over.
+        with partial.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield partial
+            os.fsync(file.fileno())
+            os.replace(partial, out)
+        _sync(out.parent)
+    except OSError as error:
+        raise write_error(out, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
 def remove_stale(out: Path) -> None:
     """Remove the `<out>.partial-<pid>` directories and files that killed processes left beside `out`."""
     prefix = f"{out.name}.partial-"

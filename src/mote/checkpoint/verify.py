@@ -52,7 +52,7 @@ def verify(directory: str | Path, *, progress: Callable[[int, int], None] | None
         checkpoint = Checkpoint.open(root)
     except MoteError as error:
         return Verification(problems=[str(error)])
-    problems, notes = _check_hashes(checkpoint)
+    problems, notes = check_hashes(checkpoint)
     packed = _packed_matrices(checkpoint)
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     for info in checkpoint.tensors.values():
@@ -65,7 +65,8 @@ def verify(directory: str | Path, *, progress: Callable[[int, int], None] | None
     return Verification(problems=problems, notes=notes, tensors=len(checkpoint.tensors), bytes=total)
 
 
-def _check_hashes(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+def check_hashes(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """(problems, notes) of the SHA-256 of every file that mote.json lists; reads all bytes."""
     root = checkpoint.root
     try:
         lineage = checkpoint.lineage

@@ -48,6 +48,7 @@ def write_checkpoint(
     produce: "Callable[[str], torch.Tensor]",
     lineage: Provenance,
     carry_from: Path | None = None,
+    carried: Sequence[str] = CARRIED,
     files: Mapping[str, bytes | str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     force: bool = False,
@@ -57,7 +58,7 @@ def write_checkpoint(
 
     config: `config.json`, with the quantization_config in it. tensors: all tensors; `produce(name)` is
     called once for each, shard by shard, and must give that dtype and shape, on any device. lineage: the
-    stage's running `Provenance`. carry_from: directory whose `CARRIED` files are copied, never weights.
+    stage's running `Provenance`. carry_from: directory whose files named in `carried` are copied, never weights.
     files: further small files by name. max_shard_bytes: data bytes per file; a larger tensor gets a file to
     itself. force: replace an existing checkpoint, in one step at the end. progress: is told, after each tensor,
     (its bytes, those of all).
@@ -69,7 +70,7 @@ def write_checkpoint(
     with new_directory(out, force=force, source=carry_from) as partial:
         _check_space(out, partial, tensors)
         if carry_from is not None:
-            _carry(Path(carry_from), partial)
+            _carry(Path(carry_from), partial, carried)
         for name, data in {**(files or {}), CONFIG_FILE: pretty_json(config)}.items():
             _place(partial, name).write_bytes(data.encode() if isinstance(data, str) else data)
         if len(shards) > 1:
@@ -144,10 +145,10 @@ def _check_space(out: Path, partial: Path, tensors: Sequence[PlannedTensor]) -> 
         )
 
 
-def _carry(source: Path, target: Path) -> None:
+def _carry(source: Path, target: Path, carried: Sequence[str]) -> None:
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
-        if path.is_file() and any(fnmatch(name, pattern) for pattern in CARRIED if ("/" in pattern) == ("/" in name)):
+        if path.is_file() and any(fnmatch(name, pattern) for pattern in carried if ("/" in pattern) == ("/" in name)):
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / name)
 

@@ -11,6 +11,7 @@ from mote.cli import (
     bench,
     data,
     evaluate,
+    export,
     extract,
     info,
     pack,
@@ -58,3 +59,4 @@ def prepare(
 for verb in (pipeline, assemble, train, extract, start, upcycle, pack, evaluate, ask, bench, info, plan, verify):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=f"Example: {verb.EXAMPLE}")(verb.run)
 app.add_typer(data.app, name="data")
+app.add_typer(export.app, name="export")

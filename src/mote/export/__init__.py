@@ -1,0 +1,1 @@
+"""Export: the same weights in the files of engines that know nothing of mote (llama.cpp, plain transformers)."""
