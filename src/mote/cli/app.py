@@ -5,7 +5,22 @@ from typing import Annotated
 
 import typer
 
-from mote.cli import ask, assemble, bench, data, evaluate, extract, info, pack, pipeline, start, train, upcycle, verify
+from mote.cli import (
+    ask,
+    assemble,
+    bench,
+    data,
+    evaluate,
+    extract,
+    info,
+    pack,
+    pipeline,
+    quantize,
+    start,
+    train,
+    upcycle,
+    verify,
+)
 from mote.cli.failures import warnings_in_one_line
 
 app = typer.Typer(
@@ -40,6 +55,6 @@ def prepare(
     warnings_in_one_line()
 
 
-for verb in (pipeline, assemble, train, extract, start, upcycle, pack, evaluate, ask, bench, info, verify):
+for verb in (pipeline, assemble, train, extract, start, upcycle, pack, quantize, evaluate, ask, bench, info, verify):
     app.command(name=verb.__name__.rpartition(".")[2], epilog=f"Example: {verb.EXAMPLE}")(verb.run)
 app.add_typer(data.app, name="data")
