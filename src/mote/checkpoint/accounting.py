@@ -45,8 +45,8 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("routers", r"\.mlp\.router\.weight$"),
         (
             "scales",
-            r"\.mlp\.experts\.(\w+_proj_scale|gain)$|\.(mlp|self_attn)\.\w+_proj\.scale$"
-            r"|(^|\.)(embed_tokens|lm_head)\.scale$",
+            r"\.mlp\.experts\.(\w+_proj_(scale|zero)|gain)$|\.(mlp|self_attn)\.\w+_proj\.(scale|zero)$"
+            r"|(^|\.)(embed_tokens|lm_head)\.(scale|zero)$",
         ),
         ("routed_experts", r"\.mlp\.experts\."),
         ("dense_ffn", r"\.mlp\.(gate|up|down)_proj\."),
@@ -193,4 +193,4 @@ def _nominal_bits(mote: MoteConfig, *, routed: bool) -> Fraction:
     fmt = mote.routed if routed else mote.shared
     if is_ternary(fmt):
         return BASE3_BITS if mote.codec == "base3" else TWO_BIT
-    return BF16_BITS if fmt.quantizer == "none" else Fraction(int(fmt.quantizer.removeprefix("int")))
+    return Fraction(fmt.bits) if fmt.bits else BF16_BITS

@@ -10,6 +10,7 @@ from mote.cli.options import AsJson, Debug
 if TYPE_CHECKING:
     from mote.checkpoint.contract import MoteConfig
     from mote.checkpoint.shards import Checkpoint
+    from mote.ternary.format import WeightFormat
 
 EXAMPLE = "mote info runs/small/packed"
 
@@ -38,6 +39,7 @@ def print_summary(root: Path, *, as_json: bool) -> None:
 
 
 def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
+    from mote.checkpoint.layout import codec_of
     from mote.cli.output import human_bytes, human_seconds, table
 
     mote, lineage = checkpoint.mote, checkpoint.lineage
@@ -55,8 +57,8 @@ def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:
         lines += [
             f"{len(mote.layers)} layers of {mote.num_experts} routed experts, top {mote.top_k}, {mote.combine}, "
             + _shared(mote),
-            f"routed experts: {routed.quantizer}, one {routed.scale} scale per {routed.granularity}, "
-            f"activations {routed.activation}, stored {mote.codec or 'as floats'}",
+            f"routed experts: {_width(routed)}, one {routed.scale} scale per {routed.granularity}, "
+            f"activations {routed.activation}, stored {codec_of(mote, routed) or 'as floats'}",
         ]
     if mote is not None:
         lines += _stored(mote)
@@ -79,13 +81,18 @@ def _shared(mote: "MoteConfig") -> str:
     return "shared expert in full precision" if kept else f"{mote.shared.quantizer} shared expert"
 
 
+def _width(fmt: "WeightFormat") -> str:
+    """ "int4", or what else an integer format is."""
+    return fmt.quantizer if fmt.symmetric else f"{fmt.quantizer} with zero points"
+
+
 def _stored(mote: "MoteConfig") -> list[str]:
     """One line on what is packed beside routed experts; none when nothing is."""
     from mote.ternary.format import integer_codec
 
     shared = "feed-forward networks" if not mote.layers else "shared experts"
     classes = ((shared, mote.shared), ("attention", mote.attention), ("head", mote.head))
-    packed = [f"{name} {fmt.quantizer} per {fmt.group}" for name, fmt in classes if integer_codec(fmt)]
+    packed = [f"{name} {_width(fmt)} per {fmt.group}" for name, fmt in classes if integer_codec(fmt)]
     if not packed or mote.state != "packed":
         return []
     return [f"also packed: {', '.join(packed)}"]

@@ -1,4 +1,4 @@
-"""`mote pack`: the routed experts of an up-cycled checkpoint in 2 or 1.6 bits, and the rest in 4 or 8 where asked."""
+"""`mote pack`: the routed experts of an up-cycled checkpoint in 2 or 1.6 bits, and the rest in 2 to 8 where asked."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from mote.cli.options import AsJson, Debug, Force, Out, RecipeFile, Settings, Threads
 
 EXAMPLE = "mote pack runs/mote --out runs/packed --shared int4 --attention int8 --head int4"
-STORAGE = "none|int4|int8"
+STORAGE = "none|int2|int3|int4|int6|int8"
 
 
 def run(
@@ -17,7 +17,10 @@ def run(
     shared: Annotated[str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts.")] = None,
     attention: Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")] = None,
     head: Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")] = None,
-    group: Annotated[int | None, typer.Option("--group", help="Inputs per int4 or int8 scale: 32, 64, 128.")] = None,
+    experts: Annotated[
+        str | None, typer.Option("--experts", metavar=STORAGE, help="Routed experts that are not ternary.")
+    ] = None,
+    group: Annotated[int | None, typer.Option("--group", help="Inputs per scale of integers: 32, 64, 128.")] = None,
     recipe: RecipeFile = None,
     set_: Settings = None,
     threads: Threads = 0,
@@ -28,7 +31,7 @@ def run(
     """Store the experts in 2 or 1.6 bits.
 
     Quantises the routed experts and writes them in the order that the kernels read; where asked, also shared experts,
-    attention and head, rounded to nearest.
+    attention and head, and experts that were trained in full precision, rounded to nearest.
     """
     from mote.cli.info import print_summary
     from mote.cli.progress import counted_bytes
@@ -36,7 +39,7 @@ def run(
     from mote.compress.config import PackConfig
     from mote.compress.stream import pack_checkpoint
 
-    options = {"shared": shared, "attention": attention, "head": head, "group": group}
+    options = {"shared": shared, "attention": attention, "head": head, "experts": experts, "group": group}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     config = resolve(PackConfig, "pack", recipe, [*(set_ or ()), *given])
     with counted_bytes("packing") as progress:

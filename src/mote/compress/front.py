@@ -17,18 +17,23 @@ def pack(
     shared: Storage = "none",
     attention: Storage = "none",
     head: Storage = "none",
+    experts: Storage = "none",
     group: int = 64,
+    symmetric: bool = True,
     force: bool = False,
 ) -> Any:
     """Packs an up-cycled transformers model in place, or an up-cycled checkpoint directory into `out`.
 
-    codec: of the routed experts. shared, attention, head, group: as in `PackConfig`; with one of the former a dense
-    model can be packed as well. Returns the model, or the path of the written checkpoint. force: replace an existing
+    codec: of ternary experts. The others: as in `PackConfig`; with shared, attention or head a dense model can be
+    packed as well. Returns the model, or the path of the written checkpoint. force: replace an existing
     `out`. Raises MoteError: not up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
 
     Example: `mote.pack("runs/mote", "runs/packed", shared="int4", attention="int8", head="int4")`.
     """
-    config = PackConfig(codec=codec, shared=shared, attention=attention, head=head, group=group)
+    config = PackConfig(
+        **{"codec": codec, "group": group, "symmetric": symmetric},  # type: ignore[arg-type]
+        **{"shared": shared, "attention": attention, "head": head, "experts": experts},  # type: ignore[arg-type]
+    )
     if isinstance(model_or_dir, str | PathLike):
         if out is None:
             raise RecipeError(f"pack: {model_or_dir} is a directory; name the directory to write as well (out=...)")

@@ -37,13 +37,13 @@ def pack_model(model: nn.Module, config: PackConfig) -> nn.Module:
     contract = config.contract(source, name, every_layer=len(found) == len(parts.ffns))
     targets = _targets(model, contract)
     experts: list[PackedExperts] = []
-    for block in found:
+    for block in found if codec_of(contract, contract.routed) else ():
         try:
             experts.append(PackedExperts.pack(block.experts, targets.contract))
         except FormatError as error:
             raise FormatError(f"layer {block.layer_index}: {error}") from None
     linears = _pack_linears(model, targets)
-    for block, packed in zip(found, experts, strict=True):
+    for block, packed in zip(found, experts or [block.experts for block in found], strict=True):
         block.experts = packed
         block.mote = targets.contract
     for old, new in linears:

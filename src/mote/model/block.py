@@ -26,7 +26,7 @@ from mote.model.families import PROJECTIONS, anatomy
 from mote.model.linears import empty_linear, install_linears
 from mote.model.router import ROUTER_STD, Router
 from mote.model.routing import RoutingContext
-from mote.ternary.format import WeightFormat
+from mote.ternary.format import WeightFormat, integer_codec
 from mote.ternary.linear import QuantizedCache, grouped_linear
 
 KEEP_FLOAT32 = ("mlp.router.weight", "mlp.experts.")
@@ -118,7 +118,8 @@ def install(model: nn.Module, config: MoteConfig) -> RoutingContext:
         parts.decoder.register_forward_hook(context.leave_decoder)
     install_linears(model, config)
     keep = getattr(model, "_keep_in_fp32_modules_strict", None)
-    model._keep_in_fp32_modules_strict = set(keep or ()) | set(KEEP_FLOAT32)  # type: ignore[assignment]
+    names = KEEP_FLOAT32[:1] if integer_codec(config.routed) else KEEP_FLOAT32  # bf16 scales load as they are
+    model._keep_in_fp32_modules_strict = set(keep or ()) | set(names)  # type: ignore[assignment]
     freeze(model)
     return context
 
@@ -167,7 +168,7 @@ def _graft(
     if base not in _SWAPPED:
         _SWAPPED[base] = type(f"Mote{base.__name__}", (MoteBlock, base), {"__module__": __name__})
     device = next(ffn.parameters()).device
-    experts = PackedExperts if config.state == "packed" else FloatExperts
+    experts = PackedExperts if codec_of(config, config.routed) else FloatExperts
     with torch.device(device):
         router = Router(hidden_size, config.num_experts, config.top_k, normalize_gates=config.normalize_gates)
         ffn.add_module("router", router)

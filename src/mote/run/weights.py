@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mote.checkpoint.layout import is_ternary
+from mote.checkpoint.layout import codec_of
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import CheckpointError, UnsupportedModelError
 from mote.kernels.abi import COMBINES, FORMATS, GRANULARITIES, Decoder, Expert, Ffn, Layer, Matrix
@@ -72,7 +72,7 @@ class Weights:
         """The matrix `name` [rows, cols] (without ".weight") with its bias, as pointers into the file."""
         bias = self._floats(f"{name}.bias", (rows,)) if f"{name}.bias" in self._checkpoint.tensors else None
         if f"{name}.packed" in self._checkpoint.tensors:
-            found = self._packed(f"{name}.packed", f"{name}.scale", rows, cols, self._format(name))
+            found = self._packed(f"{name}.", rows, cols, self._format(name))
         else:
             found = self._plain(f"{name}.weight", rows, cols)
         found.bias = bias
@@ -104,7 +104,8 @@ class Weights:
         experts = self.mixture[1]
         idle = self.routed_bytes * (experts - self.top_k) // experts if experts else 0
         tied = self.embedding.data == self.decoder.head.data
-        return int(self.bytes - idle - (0 if tied else self.embedding.bytes + 2 * self.embedding.scales))
+        scales = self.embedding.scales + self.embedding.zeros
+        return int(self.bytes - idle - (0 if tied else self.embedding.bytes + 2 * scales))
 
     @property
     def mixture(self) -> tuple[tuple[int, ...], int]:
@@ -180,60 +181,59 @@ class Weights:
         return ffn
 
     def _expert(self, prefix: str, expert: int) -> Expert:
-        return Expert(
-            *(
-                self._packed(
-                    f"{prefix}experts.{name}_packed",
-                    f"{prefix}experts.{name}_scale",
-                    *self._sizes(name),
-                    self._mote.routed,
-                    expert=expert,
-                )
-                for name in PROJECTIONS
-            )
-        )
+        routed = self._mote.routed
+        if codec_of(self._mote, routed) is None:
+            names = {name: f"{prefix}experts.{name}" for name in PROJECTIONS}
+            return Expert(*(self._plain(names[name], *self._sizes(name), expert=expert) for name in PROJECTIONS))
+        stacks = {name: f"{prefix}experts.{name}_" for name in PROJECTIONS}
+        return Expert(*(self._packed(stacks[name], *self._sizes(name), routed, expert=expert) for name in PROJECTIONS))
 
     def _sizes(self, projection: str) -> tuple[int, int]:
         hidden, ffn = int(self._text.hidden_size), int(self._text.intermediate_size)
         return (hidden, ffn) if projection == "down_proj" else (ffn, hidden)
 
-    def _packed(
-        self, data: str, scale: str, rows: int, cols: int, fmt: WeightFormat, expert: int | None = None
-    ) -> Matrix:
-        """A packed matrix, or one of a stack of them. Scales are fp32 for ternary formats, bf16 for integers."""
-        codec = self._mote.codec if is_ternary(fmt) else fmt.quantizer
+    def _packed(self, stem: str, rows: int, cols: int, fmt: WeightFormat, expert: int | None = None) -> Matrix:
+        """A packed matrix, or one of a stack of them, whose tensors are `stem` and "packed", "scale" and maybe "zero".
+        Scales are fp32 for ternary formats, bf16 for integers, as zero points are."""
+        codec = codec_of(self._mote, fmt)
         if codec not in FORMATS:
-            raise UnsupportedModelError(f"{data} in {fmt.quantizer}, which the kernels do not read")
-        stack = 1 if expert is None else self._mote.num_experts
-        size, scales = self._checkpoint.info(data).nbytes // stack, self._checkpoint.info(scale).numel // stack
-        width = self._checkpoint.info(scale).nbytes // stack // scales
-        place = expert or 0
-        self.bytes += size + width * scales
-        self.routed_bytes += 0 if expert is None else size + width * scales
+            raise UnsupportedModelError(f"{stem}packed in {fmt.quantizer}, which the kernels do not read")
+        data, size, _ = self._part(f"{stem}packed", expert)
+        scale, _, scales = self._part(f"{stem}scale", expert)
+        zero, _, zeros = (None, 0, 0) if fmt.symmetric else self._part(f"{stem}zero", expert)
         return Matrix(
-            data=self._address(data) + place * size,
+            data=data,
             bytes=size,
-            scale=self._address(scale) + place * scales * width,
+            scale=scale,
             scales=scales,
             rows=rows,
             cols=cols,
             group=fmt.group,
             format=FORMATS[codec],
             granularity=GRANULARITIES[fmt.granularity],
+            zero=zero,
+            zeros=zeros,
         )
 
-    def _plain(self, name: str, rows: int, cols: int) -> Matrix:
+    def _part(self, name: str, expert: int | None = None) -> tuple[int, int, int]:
+        """(address, bytes, numbers) of a matrix's tensor, or of one expert's share in that of a stack."""
+        info, stack = self._checkpoint.info(name), 1 if expert is None else self._mote.num_experts
+        size = info.nbytes // stack
+        self.bytes += size
+        self.routed_bytes += 0 if expert is None else size
+        return self._address(name) + (expert or 0) * size, size, info.numel // stack
+
+    def _plain(self, name: str, rows: int, cols: int, expert: int | None = None) -> Matrix:
+        """Floats as they lie, of a matrix or of one of a stack of them."""
         info = self._checkpoint.info(name)
         if info.dtype not in PLAIN:
             raise UnsupportedModelError(f"{name} in {info.dtype}; the kernels read BF16 and F32")
-        if info.shape != (rows, cols):
+        if info.shape[-2:] != (rows, cols) or len(info.shape) != (2 if expert is None else 3):
             raise CheckpointError(
                 f"{self._checkpoint.root}: tensor {name!r} is {list(info.shape)}, config.json asks for {[rows, cols]}"
             )
-        self.bytes += info.nbytes
-        return Matrix(
-            data=self._address(name), bytes=info.nbytes, rows=rows, cols=cols, format=FORMATS[PLAIN[info.dtype]]
-        )
+        data, size, _ = self._part(name, expert)
+        return Matrix(data=data, bytes=size, rows=rows, cols=cols, format=FORMATS[PLAIN[info.dtype]])
 
     def _floats(self, name: str, shape: tuple[int, ...]) -> int:
         """Address of a small tensor as fp32."""
