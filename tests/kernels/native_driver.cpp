@@ -42,12 +42,17 @@ struct Problem {
   std::unique_ptr<int8_t[]> q;
   std::unique_ptr<uint8_t[]> data;
   std::unique_ptr<float[]> scale_f32;
-  std::unique_ptr<uint16_t[]> scale_bf16;
+  std::unique_ptr<uint16_t[]> scale_bf16, zero_bf16;
   std::unique_ptr<float[]> bias;
   mote_matrix w;
 
-  bool packed() const { return c.format <= MOTE_INT8; }
-  bool scaled() const { return c.format == MOTE_INT4 || c.format == MOTE_INT8; }
+  bool packed() const { return c.format != MOTE_BF16 && c.format != MOTE_F32; }
+  bool scaled() const { return is_integers(c.format); }
+  // What the integer is above its zero point: halves of it, where there are zero points.
+  float level(int64_t n, int64_t k) const {
+    const auto q_nk = static_cast<float>(q[n * c.cols + k]);
+    return w.zero ? q_nk + 0.5f * static_cast<float>((n + k / group) % 5 - 2) : q_nk;
+  }
   float scale(int64_t n, int64_t k) const {
     if (!packed()) return 1;
     return 0.25f * static_cast<float>((w.granularity == MOTE_TENSOR ? 0 : n * groups + k / group) % 7 + 1);
@@ -63,8 +68,7 @@ uint16_t to_bf16(float value) {
 }
 
 void Problem::fill_weights() {
-  const int64_t n = c.rows, k = c.cols, high = c.format == MOTE_INT4 ? 7 : c.format == MOTE_INT8 ? 127 : 1;
-  const int64_t low = c.format == MOTE_INT4 ? -8 : -high;
+  const int64_t n = c.rows, k = c.cols, low = lowest(c.format), high = highest(c.format);
   q = block<int8_t>(n * k);
   for (int64_t i = 0; i < n * k; ++i) q[i] = static_cast<int8_t>(static_cast<int64_t>(rng() % (high - low + 1)) + low);
   const int64_t bytes = mote_packed_bytes(c.format, n, k, c.group);
@@ -102,6 +106,16 @@ void Problem::fill_scales() {
       scale_bf16[i] = row < n ? to_bf16(scale(row, g * group)) : 0;
     }
     w.scale = scale_bf16.get();
+    if (c.format != MOTE_INT8 && n % 2) {
+      w.zeros = w.scales;
+      zero_bf16 = block<uint16_t>(w.zeros);
+      for (int64_t i = 0; i < w.zeros; ++i) {
+        const int64_t row = i / (64 * groups) * 64 + i % 64, g = i / 64 % groups;
+        const auto middle = static_cast<float>(-lowest(c.format));
+        zero_bf16[i] = to_bf16(middle - 0.5f * static_cast<float>((row + g) % 5 - 2));
+      }
+      w.zero = zero_bf16.get();
+    }
   } else if (packed()) {
     w.scales = w.granularity == MOTE_TENSOR ? 1 : n * groups;
     scale_f32 = block<float>(w.scales);
@@ -157,7 +171,7 @@ void run_linear(const Problem &p) {
   for (int64_t ti = 0; ti < t; ++ti)
     for (int64_t ni = 0; ni < n; ++ni) {
       double exact = p.bias[ni];
-      for (int64_t ki = 0; ki < k; ++ki) exact += double{x[ti * k + ki]} * p.q[ni * k + ki] * p.scale(ni, ki);
+      for (int64_t ki = 0; ki < k; ++ki) exact += double{x[ti * k + ki]} * p.level(ni, ki) * p.scale(ni, ki);
       if (y[ti * n + ni] != static_cast<float>(exact)) stop("scaled " + p.name);
     }
 }
@@ -170,7 +184,7 @@ void run_rows(const Problem &p) {
   auto y = block<float>(2 * k);
   if (mote_rows_f32(&p.w, index.get(), 2, y.get(), k)) stop("rows " + p.name);
   for (int64_t i = 0; i < 2 * k; ++i)
-    if (y[i] != static_cast<float>(p.q[index[i / k] * k + i % k]) * p.scale(index[i / k], i % k)) stop("rows " + p.name);
+    if (y[i] != p.level(index[i / k], i % k) * p.scale(index[i / k], i % k)) stop("rows " + p.name);
 }
 
 void run(const Case &c, const std::string &isa) {
@@ -231,7 +245,8 @@ void concurrency(bool may_fork) {
 
 std::vector<int64_t> groups_of(int32_t format) {
   if (format == MOTE_BF16 || format == MOTE_F32) return {0};
-  if (format == MOTE_INT4 || format == MOTE_INT8) return {8, 64, 328};
+  if (is_integers(format)) return group_step(format) > 8 ? std::vector<int64_t>{group_step(format), 64, 320}
+                                                          : std::vector<int64_t>{8, 64, 328};
   return {0, 32};
 }
 }  // namespace
@@ -240,7 +255,7 @@ int main(int count, char **arguments) {
   std::istringstream names(mote_isas());
   for (std::string isa; names >> isa;) {
     if (mote_select_isa(isa.c_str())) stop("select " + isa);
-    for (int32_t format : {MOTE_2BIT, MOTE_BASE3, MOTE_INT4, MOTE_INT8, MOTE_BF16, MOTE_F32})
+    for (int32_t format = MOTE_2BIT; format <= MOTE_UINT8; ++format)
       for (int64_t rows : {1, 63, 64, 65, 130})
         for (int64_t cols : {1, 7, 16, 20, 33, 257, 421})
           for (int64_t group : groups_of(format))
@@ -250,6 +265,8 @@ int main(int count, char **arguments) {
     run({MOTE_BASE3, 333, 1033, 0, 13, 3}, isa);
     run({MOTE_INT4, 66, 40, 32, 487, 3}, isa);
     run({MOTE_INT8, 333, 1033, 64, 13, 3}, isa);
+    run({MOTE_INT3, 67, 40, 32, 487, 3}, isa);
+    run({MOTE_UINT8, 333, 1033, 64, 13, 3}, isa);
   }
   if (mote_select_isa("no such") != MOTE_UNSUPPORTED) stop("an unknown ISA was accepted");
   activations();

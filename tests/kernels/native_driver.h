@@ -22,7 +22,26 @@ std::unique_ptr<T[]> block(int64_t n) {
 // A matrix without scales or bias.
 inline mote_matrix matrix(const uint8_t *data, int64_t bytes, int64_t rows, int64_t cols, int64_t group,
                           int32_t format) {
-  return {data, bytes, nullptr, 0, nullptr, rows, cols, group, format, group ? MOTE_GROUP : MOTE_TENSOR};
+  return {data, bytes, nullptr, 0, nullptr, rows, cols, group, format, group ? MOTE_GROUP : MOTE_TENSOR,
+          nullptr, 0};
+}
+
+// Formats with bf16 scales per group: what a weight may be, and what their groups are multiples of.
+inline bool is_integers(int32_t format) {
+  return format == MOTE_INT4 || format == MOTE_INT8 || (format >= MOTE_INT2 && format <= MOTE_UINT8);
+}
+inline int highest(int32_t format) {
+  switch (format) {
+    case MOTE_INT3: return 3;
+    case MOTE_INT4: return 7;
+    case MOTE_INT6: return 31;
+    case MOTE_INT8: case MOTE_UINT8: return 127;
+    default: return 1;
+  }
+}
+inline int lowest(int32_t format) { return is_integers(format) && format != MOTE_INT8 ? -highest(format) - 1 : -highest(format); }
+inline int64_t group_step(int32_t format) {
+  return format == MOTE_INT3 ? 32 : format == MOTE_INT2 || format == MOTE_INT6 ? 16 : 8;
 }
 
 // Sizes that must be refused; how many were.

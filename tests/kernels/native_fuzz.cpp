@@ -48,7 +48,7 @@ void products(Call c) {
   auto *y = b.get<float>(extent(c.tokens, c.w.rows, c.y_stride));
   count(mote_linear_f32(&c.w, x, c.tokens, c.x_stride, y, c.y_stride, c.threads), b, "linear");
   // Integers need no scales: their claims must not be trusted, nor their pointers followed.
-  c.w.scale = reinterpret_cast<const void *>(64);
+  c.w.scale = c.w.zero = reinterpret_cast<const void *>(64);
   const auto *x_q = b.get<int8_t>(extent(c.tokens, c.w.cols, c.x_stride));
   auto *y_q = b.get<int32_t>(extent(c.tokens, c.w.rows, c.y_stride));
   if (!b.wild()) count(mote_matmul_i32(&c.w, x_q, c.tokens, c.x_stride, y_q, c.y_stride, c.threads), b, "matmul");

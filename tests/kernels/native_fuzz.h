@@ -84,38 +84,41 @@ inline void count(int status, const Buffers &buffers, const char *what) {
   ++(status == MOTE_OK ? tallies[what].accepted : tallies[what].refused);
 }
 
-inline bool is_half(const mote_matrix &w) { return w.format == MOTE_INT4 || w.format == MOTE_INT8; }
+inline bool is_dense(const mote_matrix &w) { return w.format == MOTE_BF16 || w.format == MOTE_F32; }
 
 inline mote_matrix legal_matrix(int64_t rows, int64_t cols) {
   mote_matrix w{};
-  w.format = static_cast<int32_t>(1 + below(6));
+  w.format = static_cast<int32_t>(1 + below(MOTE_UINT8));
   w.rows = rows;
   w.cols = cols;
-  const bool dense = w.format >= MOTE_BF16;
-  w.group = dense || (!is_half(w) && once_in(2)) ? 0 : 16 * (1 + below(5));
+  const bool dense = is_dense(w), integers = is_integers(w.format);
+  w.group = dense || (!integers && once_in(2)) ? 0 : (w.format == MOTE_INT3 ? 32 : 16) * (1 + below(5));
   w.granularity = w.group ? MOTE_GROUP : static_cast<int32_t>(below(2));
   w.bytes = mote_packed_bytes(w.format, rows, cols, w.group);
   const int64_t groups = w.group ? (cols + w.group - 1) / w.group : 1;
-  w.scales = dense ? 0 : is_half(w) ? (rows + 63) / 64 * 64 * groups : w.granularity == MOTE_TENSOR ? 1 : rows * groups;
+  w.scales = dense ? 0 : integers ? (rows + 63) / 64 * 64 * groups : w.granularity == MOTE_TENSOR ? 1 : rows * groups;
+  if (integers && w.format != MOTE_INT8 && once_in(2)) w.zeros = w.scales;
   return w;
 }
 
 inline void damage(mote_matrix *w) {
-  switch (below(7)) {
+  switch (below(8)) {
     case 0: w->rows = damaged(w->rows); break;
     case 1: w->cols = damaged(w->cols); break;
     case 2: w->group = damaged(w->group); break;
     case 3: w->bytes = damaged(w->bytes); break;
     case 4: w->scales = damaged(w->scales); break;
-    case 5: w->format = static_cast<int32_t>(damaged(w->format)); break;
+    case 5: w->zeros = damaged(w->zeros); break;
+    case 6: w->format = static_cast<int32_t>(damaged(w->format)); break;
     default: w->granularity = static_cast<int32_t>(damaged(w->granularity));
   }
 }
 
 inline void fill(Buffers *b, mote_matrix *w) {
   w->data = b->get<uint8_t>(w->bytes);
-  w->scale = is_half(*w) ? static_cast<void *>(b->get<uint16_t>(w->scales)) : b->get<float>(w->scales);
-  if (w->format >= MOTE_BF16 && w->scales == 0) w->scale = nullptr;
+  w->scale = is_integers(w->format) ? static_cast<void *>(b->get<uint16_t>(w->scales)) : b->get<float>(w->scales);
+  if (is_dense(*w) && w->scales == 0) w->scale = nullptr;
+  w->zero = w->zeros == 0 ? nullptr : b->get<uint16_t>(w->zeros);
 }
 
 // A feed-forward layer and its experts; `ffn` points into it.

@@ -32,13 +32,14 @@ void compare(int32_t format, int64_t rows, int64_t cols, int64_t group, int64_t 
 
 int64_t compare_isas() {
   int64_t passed = 0;
-  for (int32_t format : {MOTE_2BIT, MOTE_BASE3, MOTE_INT4, MOTE_INT8, MOTE_BF16, MOTE_F32})
+  for (int32_t format = MOTE_2BIT; format <= MOTE_UINT8; ++format)
     for (int64_t rows : {3, 64, 77})
       for (int64_t cols : {5, 44, 329, 1061})
         for (int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 20})
           for (int64_t group : {0, 32, 64, 328, 1024}) {
-            const bool scaled = format == MOTE_INT4 || format == MOTE_INT8, ternary = format <= MOTE_BASE3;
+            const bool scaled = is_integers(format), ternary = format <= MOTE_BASE3;
             if (group ? !scaled && !(ternary && group == 32) : scaled) continue;
+            if (scaled && group % group_step(format) != 0) continue;
             compare(format, rows, cols, group, tokens);
             ++passed;
           }

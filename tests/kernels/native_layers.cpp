@@ -83,6 +83,8 @@ void run_ffns() {
   run_ffn({{MOTE_2BIT, 32}, {MOTE_BF16, 0}, 65, 100, 2, 2, MOTE_ADD}, 65);
   run_ffn({{MOTE_BASE3, 60}, {MOTE_INT8, 64}, 70, 65, 5, 2, MOTE_CONVEX}, 70);
   run_ffn({{MOTE_INT4, 8}, {0, 0}, 20, 33, 6, 3, MOTE_ADD}, 20);
+  run_ffn({{MOTE_INT3, 32}, {0, 0}, 70, 65, 4, 2, MOTE_ADD}, 70);
+  run_ffn({{MOTE_UINT8, 64}, {MOTE_INT6, 16}, 40, 72, 3, 2, MOTE_CONVEX}, 40);
   run_ffn({{MOTE_BF16, 0}, {MOTE_BASE3, 48}, 1, 1, 1, 1, MOTE_ADD}, 1);
   run_ffn({{0, 0}, {MOTE_F32, 0}, 41, 64, 0, 0, MOTE_ADD}, 41);
 }

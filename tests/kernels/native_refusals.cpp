@@ -16,13 +16,17 @@ void refuse_matrices() {
       matrix(nullptr, 1024, 64, 16, 0, MOTE_2BIT), matrix(wild, 255, 64, 16, 0, MOTE_2BIT),
       matrix(wild, 256, 65, 16, 0, MOTE_2BIT),     matrix(wild, 256, 0, 16, 0, MOTE_2BIT),
       matrix(wild, 256, 64, -16, 0, MOTE_2BIT),    matrix(wild, 256, 64, 16, 7, MOTE_2BIT),
-      matrix(wild, 256, 64, 16, -20, MOTE_BASE3),  matrix(wild, 256, 64, 16, 0, 9),
+      matrix(wild, 256, 64, 16, -20, MOTE_BASE3),  matrix(wild, 256, 64, 16, 0, 11),
       matrix(wild, INT64_MAX, INT64_MAX, INT64_MAX, INT64_MAX, MOTE_BASE3),
       matrix(wild, 256, INT64_MIN, INT64_MIN, 0, MOTE_BASE3),
       matrix(wild, 512, 64, 16, 0, MOTE_INT4),     matrix(wild, 512, 64, 16, 12, MOTE_INT4),
       matrix(wild, 512, 64, 16, 1032, MOTE_INT4),  matrix(wild, 511, 64, 16, 32, MOTE_INT4),
       matrix(wild, 1024, 64, 16, 6, MOTE_INT8),    matrix(wild, 512, 64, 16, 32, MOTE_INT8),
       matrix(wild, INT64_MAX, 64, INT64_MAX, INT64_MAX, MOTE_INT8),
+      matrix(wild, 256, 64, 16, 8, MOTE_INT2),     matrix(wild, 768, 64, 16, 0, MOTE_INT3),
+      matrix(wild, 768, 64, 16, 48, MOTE_INT3),    matrix(wild, 256, 64, 16, 32, MOTE_INT3),
+      matrix(wild, 768, 64, 16, 24, MOTE_INT6),    matrix(wild, 1536, 64, 16, 16, MOTE_INT6),
+      matrix(wild, 768, 64, 16, 2048, MOTE_INT6),  matrix(wild, 1024, 64, 16, 0, MOTE_UINT8),
   };
   for (const mote_matrix &w : bad) {
     if (mote_matmul_i32(&w, x, 1, 16, y, 64, 1) != MOTE_BAD_ARGUMENT) stop("a bad matrix was accepted");
@@ -48,6 +52,18 @@ void refuse_scales() {
              refused(wild, 64, MOTE_GROUP) && refused(wild, 1, 3) && refused(wild, 1, -1);
   w = matrix(wild, 512, 64, 16, 8, MOTE_INT4);
   all = all && refused(wild, 64, MOTE_GROUP) && refused(nullptr, 128, MOTE_GROUP) && refused(wild, 128, MOTE_ROW);
+  const auto refused_zero = [&](const void *zero, int64_t zeros) {
+    w.zero = zero;
+    w.zeros = zeros;
+    return refused(wild, 128, MOTE_GROUP);
+  };
+  all = all && refused_zero(wild, 127) && refused_zero(wild, INT64_MAX) && refused_zero(nullptr, 128);
+  w = matrix(wild, 1024, 64, 16, 8, MOTE_INT8);
+  all = all && refused_zero(wild, 128);
+  w = matrix(wild, 256, 64, 16, 0, MOTE_2BIT);
+  w.zero = wild;
+  w.zeros = 1;
+  all = all && refused(wild, 1, MOTE_TENSOR);
   w = matrix(wild, 2048, 64, 16, 0, MOTE_BF16);
   all = all && refused(wild, 1, MOTE_TENSOR);
   if (!all) stop("bad scales were accepted");

@@ -10,7 +10,7 @@
 struct Weights {
   std::vector<uint8_t> data;
   std::vector<float> bias, scale_f32;
-  std::vector<uint16_t> scale_bf16;
+  std::vector<uint16_t> scale_bf16, zero_bf16;
   mote_matrix w{};
 
   Weights() = default;
@@ -39,8 +39,7 @@ inline void fill_data(std::mt19937 &rng, Weights *s) {
       std::memcpy(s->data.data() + static_cast<size_t>(i) * width, bytes + 4 - width, width);
     }
   } else {
-    const int high = w.format == MOTE_INT4 ? 7 : w.format == MOTE_INT8 ? 127 : 1;
-    const int low = w.format == MOTE_INT4 ? -8 : -high;
+    const int low = lowest(w.format), high = highest(w.format);
     std::vector<int8_t> q(static_cast<size_t>(n * k));
     for (int8_t &v : q) v = static_cast<int8_t>(static_cast<int>(rng() % static_cast<unsigned>(high - low + 1)) + low);
     if (mote_pack(w.format, n, k, w.group, q.data(), k, s->data.data(), w.bytes)) stop("pack");
@@ -52,11 +51,16 @@ inline void fill_scales(std::mt19937 &rng, Weights *s) {
   mote_matrix &w = s->w;
   const int64_t groups = w.group ? (w.cols + w.group - 1) / w.group : 1;
   w.granularity = w.group ? MOTE_GROUP : w.rows % 2 ? MOTE_ROW : MOTE_TENSOR;
-  if (w.format == MOTE_INT4 || w.format == MOTE_INT8) {
+  if (is_integers(w.format)) {
     s->scale_bf16.resize(static_cast<size_t>((w.rows + 63) / 64 * groups * 64));
     for (uint16_t &scale : s->scale_bf16) scale = static_cast<uint16_t>(0x3c00 + rng() % 256);  // 0.0078 .. 0.031
     w.scale = s->scale_bf16.data();
     w.scales = static_cast<int64_t>(s->scale_bf16.size());
+    if (w.format == MOTE_INT8 || w.rows % 3 == 0) return;
+    s->zero_bf16.resize(s->scale_bf16.size());
+    for (uint16_t &zero : s->zero_bf16) zero = static_cast<uint16_t>(0x4000 + rng() % 256);  // 2 .. 8
+    w.zero = s->zero_bf16.data();
+    w.zeros = w.scales;
   } else if (w.format == MOTE_2BIT || w.format == MOTE_BASE3) {
     s->scale_f32.resize(static_cast<size_t>(w.granularity == MOTE_TENSOR ? 1 : w.rows * groups));
     for (float &scale : s->scale_f32) scale = 0.01f + 0.001f * static_cast<float>(rng() % 97);

@@ -103,7 +103,7 @@ def test_the_library_checks_sizes_itself() -> None:
 
 
 def int_linear(codec: str, **changes: object) -> Tensor:
-    """A legal call of `linear` on 70 x 48 int4 or int8 weights, but for `changes`."""
+    """A legal call of `linear` on 70 x 48 weights that are integers, but for `changes`."""
     arguments: dict[str, object] = {
         "packed": kernels.pack(torch.zeros(70, 48, dtype=torch.int8), codec, 32),
         "scale": torch.ones(2, 2, 64, dtype=torch.bfloat16),
@@ -118,7 +118,7 @@ def int_linear(codec: str, **changes: object) -> Tensor:
     return kernels.linear(**(arguments | changes))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("codec", ["int4", "int8"])
+@pytest.mark.parametrize("codec", ["int3", "int4", "int8"])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -132,12 +132,27 @@ def int_linear(codec: str, **changes: object) -> Tensor:
         ({"rows": 129}, "of 129 x 48 takes"),
         ({"cols": 57, "x": torch.zeros(5, 57)}, "of 70 x 57 takes"),
         ({"bias": torch.ones(71)}, "bias has 71"),
+        ({"zero": torch.ones(2, 2, 64)}, "zero is torch.float32"),
     ],
 )
 def test_scaled_arguments_that_do_not_fit(codec: str, changes: dict[str, object], message: str) -> None:
     assert torch.equal(int_linear(codec), torch.zeros(5, 70))
     with pytest.raises(NativeError, match=message):
         int_linear(codec, **changes)
+
+
+def test_zero_points_that_do_not_fit() -> None:
+    zero = torch.full((2, 2, 64), 4.0, dtype=torch.bfloat16)
+    assert torch.equal(int_linear("int3", zero=zero), torch.zeros(5, 70))
+    for codec, bad, message in (
+        ("int3", zero[:1], "128 zero points where 256 are needed"),
+        ("uint8", zero[:, :1], "128 zero points where 256 are needed"),
+        ("int8", zero, "format 4 has no zero points"),
+    ):
+        with pytest.raises(NativeError, match=message):
+            int_linear(codec, zero=bad)
+    with pytest.raises(NativeError, match="format 1 has no zero points"):
+        linear(zero=zero)
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,54 @@ def test_table_of_sizes() -> None:
     assert len(rows) == 4
     for n, k, cells in rows:
         printed = [int(cell.split("(")[0].replace(",", "")) for cell in cells.split("|")]
-        shapes = [("2bit", 0), ("base3", 0), ("base3", 64), ("int4", 64), ("int8", 64)]
+        shapes = [("2bit", 0), ("base3", 0), ("base3", 64), *((f"int{bits}", 64) for bits in (3, 4, 6, 8))]
         assert printed == [math.prod(CODECS[name].packed_shape(int(n), int(k), group)) for name, group in shapes]
 
 
 def test_illegal_bytes() -> None:
     said = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", DOCUMENT.read_text(), flags=re.MULTILINE))
-    assert said == {"2bit": "any that contains the digit 3", "base3": "243 to 255", "int4": "none", "int8": "0"}
-    counts = {"2bit": 256 - 3**4, "base3": 13, "int4": 0, "int8": 1}
+    some = {"2bit": "any that contains the digit 3", "base3": "243 to 255", "int8": "0"}
+    assert said == {name: some.get(name, "none") for name in CODECS}
+    counts = {"2bit": 256 - 3**4, "base3": 13, "int8": 1, **dict.fromkeys(("int2", "int4", "uint8"), 0)}
     for name, codec in CODECS.items():
+        if codec.blocks > 1:  # 3 and 6 bits of a byte's worth each: every one of them is a digit
+            assert codec.high - codec.low + 1 == 2 ** int(name.removeprefix("int"))
+            continue
         digits = codec.decode(torch.arange(256, dtype=torch.uint8)).int() - codec.offset
         assert int(((digits < codec.low) | (digits > codec.high)).any(-1).sum()) == counts[name]
+
+
+def test_table_of_codecs() -> None:
+    pattern = r"^\| `(\w+)` \| (-\d+)[^|]*?(\d+) \| weight \+ (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \|"
+    rows = {name: numbers for name, *numbers in re.findall(pattern, DOCUMENT.read_text(), flags=re.MULTILINE)}
+    assert rows == {
+        name: [*map(str, (c.low, c.high, c.offset, c.planes, c.k_per_group, c.k_group_bytes, c.bits_per_weight))]
+        for name, c in CODECS.items()
+    }
+
+
+def test_table_of_bits_with_scales() -> None:
+    rows = re.findall(r"^\| ([23468]) \|(.*)\|$", DOCUMENT.read_text(), flags=re.MULTILINE)
+    assert [bits for bits, _ in rows] == list("23468")
+    for bits, cells in rows:
+        assert [*map(float, cells.split("|"))] == [
+            int(bits) + 16 * n / group for n in (1, 2) for group in (32, 64, 128)
+        ]
+
+
+def test_worked_bytes_of_digits_that_are_cut() -> None:
+    for name, places, levels, expected in (
+        ("int3", (0, 4, 28), (-3, 3, 1), [0x0D, 0x40, 0xFE]),
+        ("int6", (0, 12), (-31, 5), [0x01, 0x50, 0xA8]),
+    ):
+        q = torch.zeros(1, 32, dtype=torch.int8)
+        q[0, list(places)] = torch.tensor(levels, dtype=torch.int8)
+        packed = CODECS[name].pack(q, 32)[0, 0]
+        assert packed[[0, 256, 512]].tolist() == expected
+    padding = {"int2": [0xAA], "int3": [0, 0, 0xFF], "int6": [0, 0, 0xAA], "uint8": [0x80]}
+    for name, expected in padding.items():
+        packed = CODECS[name].pack(torch.zeros(1, 1, dtype=torch.int8), 32)[0, 0]
+        assert packed.view(-1, 256)[:, 0].tolist() == expected
 
 
 def test_worked_bytes() -> None:

@@ -1,5 +1,7 @@
 """Weight quantisers against a plain numpy version of the equations."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -175,6 +177,12 @@ def test_weights_that_are_not_finite_are_refused(bad: float, fmt: WeightFormat) 
     w[1, 3, 39] = bad
     with pytest.raises(FormatError, match="NaN, Inf"):
         quantize_weight(w, fmt)
+
+
+@pytest.mark.parametrize("settings", [{"scale": "given"}, {"symmetric": False, "granularity": "group", "group": 32}])
+def test_what_is_quantised_after_training_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(FormatError, match="no grid of training"):
+        quantize_weight(torch.ones(2, 64), WeightFormat(**{"quantizer": "int4", "scale": "absmax", **settings}))
 
 
 def test_what_has_no_integers_is_refused() -> None:

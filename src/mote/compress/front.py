@@ -31,8 +31,13 @@ def pack(
     Example: `mote.pack("runs/mote", "runs/packed", shared="int4", attention="int8", head="int4")`.
     """
     config = PackConfig(
-        **{"codec": codec, "group": group, "symmetric": symmetric},  # type: ignore[arg-type]
-        **{"shared": shared, "attention": attention, "head": head, "experts": experts},  # type: ignore[arg-type]
+        codec=codec,
+        shared=shared,
+        attention=attention,
+        head=head,
+        experts=experts,
+        group=group,
+        symmetric=symmetric,
     )
     if isinstance(model_or_dir, str | PathLike):
         if out is None:

@@ -38,6 +38,7 @@ def quantize_weight(w: Tensor, fmt: WeightFormat) -> QuantizedWeight:
 
     w: any floating dtype, upcast to fp32. Raises FormatError for a NaN or infinite weight, an empty matrix,
     quantizer "none", and "absmean" on an n-bit grid, which nobody has defined.
+    Neither are "given" scales nor zero points defined here: these belong to matrices that are quantised after training.
     Sources: absmean arXiv 2402.17764; TWN (Lloyd-Max) arXiv 1605.04711.
     """
     _check(w, fmt)
@@ -76,6 +77,10 @@ def _check(w: Tensor, fmt: WeightFormat) -> None:
         raise FormatError("quantizer 'none' has no integers; keep the weight as it is")
     if fmt.scale == "absmean" and fmt.quantizer not in ("ternary", "binary"):
         raise FormatError(f"scale 'absmean' is not defined for {fmt.quantizer}; use 'absmax' or 'lloyd_max'")
+    if fmt.scale == "given" or not fmt.symmetric:
+        raise FormatError(
+            f"{fmt.quantizer} with given scales or zero points is no grid of training; use absmax, symmetric"
+        )
     if w.dim() < 2 or w.numel() == 0 or not w.is_floating_point():
         raise FormatError(f"a weight must be a non-empty floating-point [..., rows, columns]; got {w.dtype} {w.shape}")
 
