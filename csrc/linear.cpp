@@ -143,8 +143,8 @@ void Region::task(int64_t i) const {
 // Time of one multiplication, in those of a ternary one.
 int64_t cost_of(int32_t format) {
   switch (format) {
-    case MOTE_INT4: case MOTE_INT2: return 2;
-    case MOTE_INT8: case MOTE_INT3: case MOTE_INT6: case MOTE_UINT8: return 4;
+    case MOTE_INT4: return 2;
+    case MOTE_INT2: case MOTE_INT3: case MOTE_INT6: case MOTE_INT8: case MOTE_UINT8: return 4;
     case MOTE_BF16: return 8;
     case MOTE_F32: return 16;
     default: return 1;

@@ -48,10 +48,13 @@ struct Problem {
 
   bool packed() const { return c.format != MOTE_BF16 && c.format != MOTE_F32; }
   bool scaled() const { return is_integers(c.format); }
-  // What the integer is above its zero point: halves of it, where there are zero points.
+  // How far the zero point lies below the middle of the codes: by halves, where bf16 has them beside the middle.
+  float shift(int64_t n, int64_t g) const {
+    return (c.format == MOTE_UINT8 ? 1.0f : 0.5f) * static_cast<float>((n + g) % 5 - 2);
+  }
   float level(int64_t n, int64_t k) const {
     const auto q_nk = static_cast<float>(q[n * c.cols + k]);
-    return w.zero ? q_nk + 0.5f * static_cast<float>((n + k / group) % 5 - 2) : q_nk;
+    return w.zero ? q_nk + shift(n, k / group) : q_nk;
   }
   float scale(int64_t n, int64_t k) const {
     if (!packed()) return 1;
@@ -111,8 +114,7 @@ void Problem::fill_scales() {
       zero_bf16 = block<uint16_t>(w.zeros);
       for (int64_t i = 0; i < w.zeros; ++i) {
         const int64_t row = i / (64 * groups) * 64 + i % 64, g = i / 64 % groups;
-        const auto middle = static_cast<float>(-lowest(c.format));
-        zero_bf16[i] = to_bf16(middle - 0.5f * static_cast<float>((row + g) % 5 - 2));
+        zero_bf16[i] = to_bf16(static_cast<float>(-lowest(c.format)) - shift(row, g));
       }
       w.zero = zero_bf16.get();
     }

@@ -58,7 +58,7 @@ def quantized_linear(
         y_TN += acc_TN.to(torch.float32).mul_(factor)  # product rounded first, then added: no fused operation
     if zero_NG is not None:
         shift_NG = scale * ((1 << (fmt.bits - 1)) - zero_NG)
-        for g, x_TM in enumerate(x_q_TK.split(fmt.group, dim=1)):
+        for g, x_TM in enumerate(torch.split(x_q_TK, fmt.group, dim=1)):
             y_TN += (x_TM.sum(1).to(torch.float32) * s_T[:, g])[:, None] * shift_NG[:, g]
     return y_TN if grouped else y_TN.mul_(s_T[:, None])
 
