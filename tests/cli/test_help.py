@@ -8,7 +8,20 @@ import pytest
 
 from mote.cli import run
 
-VERBS = ("pipeline", "assemble", "train", "extract", "start", "upcycle", "pack", "evaluate", "ask", "info", "verify")
+VERBS = (
+    "pipeline",
+    "assemble",
+    "train",
+    "extract",
+    "start",
+    "upcycle",
+    "pack",
+    "quantize",
+    "evaluate",
+    "ask",
+    "info",
+    "verify",
+)
 
 
 def test_help_imports_nothing_heavy_and_is_quick() -> None:

@@ -133,6 +133,14 @@ def test_awq_moves_scales_between_up_and_down(bits, symmetric, weight):
     assert float((rounded[1] - before).norm()) < float((rounded[0] - before).norm())
 
 
+def test_awq_leaves_a_network_whose_weights_are_zero(weight):
+    up, x = torch.randn(COLS, 24), torch.rand(10, COLS)
+    weight[3, :GROUP] = 0
+    found = awq.balance(up, weight, x, _format(4, symmetric=True))
+    assert torch.equal(found[0], up)
+    assert torch.equal(found[1], weight)
+
+
 def test_awq_searches_at_the_width_that_was_asked_for(weight):
     """The library alone searches at 4 bits whatever it is told; should that change, `_width` can go."""
     utility = library("awq", "utility")

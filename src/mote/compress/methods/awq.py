@@ -78,7 +78,10 @@ def balance(up_FH: Tensor, down_HF: Tensor, x_RF: Tensor, fmt: WeightFormat) -> 
 
     x_RF: a sample of what down reads. Raises RecipeError without the library.
     """
-    up, down = _linear(up_FH), _linear(down_HF)
+    whole = down_HF.shape[1] // fmt.group * fmt.group  # the library takes whole groups; what is left keeps scale 1
+    if not whole:
+        return up_FH.float(), down_HF.float()
+    up, down = _linear(up_FH[:whole]), _linear(down_HF[:, :whole])
     model = nn.Module()
     model.layers = nn.ModuleList([nn.ModuleDict({"up": up, "down": down})])
     pair = ("layers.0.down",)
@@ -93,8 +96,13 @@ def balance(up_FH: Tensor, down_HF: Tensor, x_RF: Tensor, fmt: WeightFormat) -> 
     )
     search.absorb_layer_dict = {pair: "layers.0.up"}
     with _width(fmt.bits):
-        search.apply_scale(search.search_scale(model.layers[0], "layers.0", [pair], {"down": {"input": [x_RF]}}))
-    return up.weight.detach(), down.weight.detach()
+        try:
+            found = search.search_scale(model.layers[0], "layers.0", [pair], {"down": {"input": [x_RF[:, :whole]]}})
+        except AssertionError:  # nothing but NaN, as where a group is all zeros
+            return up_FH.float(), down_HF.float()
+        search.apply_scale(found)
+    left = up_FH[whole:].float(), down_HF[:, whole:].float()
+    return torch.cat([up.weight, left[0]]), torch.cat([down.weight, left[1]], dim=1)
 
 
 def _linear(w_NK: Tensor) -> nn.Linear:

@@ -9,6 +9,7 @@ has no symmetric form.
 Shape suffixes: N rows, K columns, G groups, M weights of a group.
 """
 
+import gc
 from typing import Any
 
 import torch
@@ -46,7 +47,12 @@ def _groups(w_NK: Tensor, group: int, bits: int) -> tuple[Tensor, Tensor, Tensor
         nbits=bits, channel_wise=True, group_size=group, optimize=True, round_zero=False, pack=False
     )
     # It groups along the first dimension, so each of our groups is one column of what it gets.
-    found = _handle().quantize(w_BM.t().contiguous(), settings)
+    columns_MB = w_BM.t().contiguous()
+    gc.freeze()  # it collects garbage twice a matrix, which takes ten times as long as its own work
+    try:
+        found = _handle().quantize(columns_MB, settings)
+    finally:
+        gc.unfreeze()
     scale_NG, zero_NG = (t.to(torch.bfloat16).float().view(rows, -1) for t in (found.scale, found.zero))
     codes_BM = (w_BM / scale_NG.view(-1, 1) + zero_NG.view(-1, 1)).round_().clamp_(0, 2**bits - 1)
     return codes_BM.to(torch.int16).view(rows, -1), scale_NG, zero_NG
