@@ -20,6 +20,7 @@ NAMES = [
     "from_config",
     "load",
     "pack",
+    "quantize",
     "upcycle",
 ]
 

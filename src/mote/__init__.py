@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mote.checkpoint.contract import MoteConfig
     from mote.checkpoint.shards import Checkpoint
     from mote.compress.config import PackConfig
-    from mote.compress.front import pack
+    from mote.compress.front import pack, quantize
     from mote.model.build import from_config
     from mote.model.routing import RoutingContext
     from mote.run.assistant import load
@@ -34,6 +34,7 @@ _HOMES = {
     "from_config": "mote.model.build",
     "load": "mote.run.assistant",
     "pack": "mote.compress.front",
+    "quantize": "mote.compress.front",
     "upcycle": "mote.upcycle",  # the package itself, which can be called
 }
 
@@ -49,6 +50,7 @@ __all__ = [
     "from_config",
     "load",
     "pack",
+    "quantize",
     "upcycle",
 ]
 

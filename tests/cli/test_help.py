@@ -16,6 +16,7 @@ VERBS = (
     "start",
     "upcycle",
     "pack",
+    "quantize",
     "evaluate",
     "ask",
     "info",

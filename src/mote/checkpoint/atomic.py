@@ -61,7 +61,7 @@ def new_directory(out: Path, *, force: bool = False, source: Path | None = None)
     Raises CheckpointError, on a full disk too.
     """
     out = Path(os.path.abspath(out))
-    _check_target(out, force=force, source=source)
+    check_target(out, force=force, source=source)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,8 @@ def remove_stale(out: Path) -> None:
                 os.close(handle)
 
 
-def _check_target(out: Path, *, force: bool, source: Path | None) -> None:
+def check_target(out: Path, *, force: bool, source: Path | None) -> None:
+    """Raises CheckpointError where `new_directory` would refuse `out`, for a stage that works long before it writes."""
     place = out.resolve()
     if source is not None and Path(source).resolve() in (place, *place.parents):
         raise CheckpointError(f"{out}: is the input {source} or lies in it; choose another --out")

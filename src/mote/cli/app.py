@@ -17,6 +17,7 @@ from mote.cli import (
     pack,
     pipeline,
     plan,
+    quantize,
     start,
     train,
     upcycle,
@@ -56,7 +57,8 @@ def prepare(
     warnings_in_one_line()
 
 
-for verb in (pipeline, assemble, train, extract, start, upcycle, pack, evaluate, ask, bench, info, plan, verify):
+VERBS = (pipeline, assemble, train, extract, start, upcycle, pack, quantize, evaluate, ask, bench, info, plan, verify)
+for verb in VERBS:
     app.command(name=verb.__name__.rpartition(".")[2], epilog=f"Example: {verb.EXAMPLE}")(verb.run)
 app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")

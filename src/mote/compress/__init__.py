@@ -1,1 +1,2 @@
-"""Packing, `mote.pack(...)`: routed experts become ternary digits and scales, what else is asked for 4 or 8 bits."""
+"""Packing, `mote.pack(...)`, and quantising, `mote.quantize(...)`: routed experts become ternary digits and scales, what
+else is asked for integers of 2 to 8 bits."""

@@ -1,4 +1,4 @@
-"""`mote.pack`: one call for a model in memory and for a checkpoint on disk."""
+"""`mote.pack`: one call for a model in memory and for a checkpoint on disk; `mote.quantize`, on disk."""
 
 from os import PathLike
 from pathlib import Path
@@ -50,3 +50,28 @@ def pack(
     from mote.compress.memory import pack_model
 
     return pack_model(model_or_dir, config)
+
+
+def quantize(
+    checkpoint: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    calibration: str | PathLike[str] | None = None,
+    force: bool = False,
+    **settings: Any,
+) -> Path:
+    """Quantises a dense or up-cycled checkpoint directory into the packed `out`, and returns its path.
+
+    settings: fields of `QuantizeConfig`, such as method and shared. calibration: LLaVA-style file, or a folder with
+    `train.jsonl`, for the methods "gptq" and "awq". force: replace an existing `out`. Raises MoteError: unknown
+    settings, no calibration data, a library that is missing, and what `pack` raises.
+
+    Example: `mote.quantize("runs/mote", "runs/packed", method="gptq", calibration="runs/data", shared="int4")`.
+    """
+    from mote.compress.quantize import quantize_checkpoint
+    from mote.compress.quantize_config import QuantizeConfig
+    from mote.recipe import from_plain
+
+    config = from_plain(QuantizeConfig, settings, "quantize")
+    data = None if calibration is None else Path(calibration)
+    return quantize_checkpoint(Path(checkpoint), Path(out), config, calibration=data, force=force).root

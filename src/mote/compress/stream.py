@@ -6,7 +6,7 @@ on a ternary grid, and what the settings name. Grids that are not symmetric have
 copied as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +28,9 @@ from mote.model.opening import open_config
 from mote.model.packed import PackedMatrix
 from mote.ternary.integers import PackedTensors
 
+Given = Callable[[str, PackedMatrix], PackedTensors | None]
+"""Packed form of the matrix, or stack of matrices, that was the tensor of that name; None: round it here."""
+
 
 def pack_checkpoint(
     checkpoint: Path,
@@ -37,21 +40,20 @@ def pack_checkpoint(
     force: bool = False,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
+    given: Given | None = None,
+    provenance: Provenance | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Checkpoint:
     """Reads the up-cycled (or dense) `checkpoint`, writes the packed `out` atomically and returns it opened.
 
-    progress: as `write_checkpoint` has it. Raises CheckpointError (dense with nothing to pack, packed
+    progress: as `write_checkpoint` has it. given: what was made elsewhere. provenance: of the stage that did, instead
+    of one of our own. files: further small files by name. Raises CheckpointError (dense with nothing to pack, packed
     already, damaged, NaN or Inf, disk full, `out` in use without force), FormatError (a grid that no codec holds) or
     UnsupportedModelError (a matrix that is to be packed is not there).
     """
     source = Checkpoint.open(checkpoint)
-    layers = decoder_prefixes(source.tensors)
-    every_layer = source.mote is None or source.mote.layers == tuple(layers)
-    contract = config.contract(source.mote, str(checkpoint), every_layer=every_layer)
-    provenance = Provenance.start("pack", config=config, seed=None, parent=source)
-    tied, repeated = _tie(source) if config.head != "none" else (False, "")
-    shapes = {name: info.shape for name, info in source.tensors.items()}
-    packer = _Packer(source, find_targets(contract, shapes, str(checkpoint), tied=tied), repeated)
+    provenance = provenance or Provenance.start("pack", config=config, seed=None, parent=source)
+    packer = _Packer(source, *what_to_pack(source, config), given)
     return write_checkpoint(
         out,
         config={
@@ -64,20 +66,33 @@ def pack_checkpoint(
         produce=packer.produce,
         lineage=provenance,
         carry_from=checkpoint,
+        files=files,
         max_shard_bytes=max_shard_bytes,
         force=force,
         progress=progress,
     )
 
 
+def what_to_pack(source: Checkpoint, config: PackConfig) -> tuple[Targets, str]:
+    """(targets in `source`, name of a tensor that repeats the embedding and is left out, or ""). Raises MoteError as
+    `pack_checkpoint` does."""
+    layers = decoder_prefixes(source.tensors)
+    every_layer = source.mote is None or source.mote.layers == tuple(layers)
+    contract = config.contract(source.mote, str(source.root), every_layer=every_layer)
+    tied, repeated = _tie(source) if config.head != "none" else (False, "")
+    shapes = {name: info.shape for name, info in source.tensors.items()}
+    return find_targets(contract, shapes, str(source.root), tied=tied), repeated
+
+
 class _Packer:
     """Plans and makes the tensors of a packed checkpoint from those of another one, leaving out `repeated`."""
 
-    def __init__(self, source: Checkpoint, targets: Targets, repeated: str) -> None:
+    def __init__(self, source: Checkpoint, targets: Targets, repeated: str, given: Given | None) -> None:
         self.contract = targets.contract
         self._source = source
         self._formats = targets.formats
         self._repeated = repeated
+        self._given = given
         self._origin: dict[str, tuple[str, PackedMatrix]] = {}
         self._made: dict[str, Tensor] = {}
 
@@ -125,7 +140,9 @@ class _Packer:
         return linear, linear.stack(name, *experts) if stacked else linear.expected(owner)
 
     def _pack(self, origin: str, layout: PackedMatrix) -> PackedTensors:
-        """Quantises and packs a matrix, or a stack one expert at a time."""
+        """Quantises and packs a matrix, or a stack one expert at a time, unless somebody else did."""
+        if self._given is not None and (made := self._given(origin, layout)) is not None:
+            return made
         weight = self._source.read(origin, finite=True)
         gain = origin.removesuffix("down_proj") + "gain"
         folded = origin.endswith("down_proj") and gain in self._source.tensors

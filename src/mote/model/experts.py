@@ -82,8 +82,11 @@ class FloatExperts(RoutedExperts):
     """Trainable experts: `gate_proj`, `up_proj` [N, F, H] and `down_proj` [N, H, F], fp32, one parameter each.
 
     gain: fp32 [N], starting at 0, with combine "gated"; None otherwise.
+    watch: called with (name of a matrix, its rows fp32 [R, K] sorted by expert, offsets) before it multiplies, for
+        calibration; None otherwise.
     """
 
+    watch: Callable[[str, Tensor, list[int]], None] | None
     gate_proj: nn.Parameter
     up_proj: nn.Parameter
     down_proj: nn.Parameter
@@ -96,6 +99,11 @@ class FloatExperts(RoutedExperts):
             setattr(self, name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
         gated = config.combine == "gated"
         self.gain = nn.Parameter(torch.zeros(self.num_experts, dtype=torch.float32)) if gated else None
+        self.watch = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets go of integers that are kept between calls."""
         self._caches = {name: QuantizedCache() for name in PROJECTIONS}
 
     def _through(self, x_RH: Tensor, offsets: list[int]) -> Tensor:
@@ -111,6 +119,8 @@ class FloatExperts(RoutedExperts):
         return self._down_with_gain(a_RF, offsets)
 
     def _project(self, name: str, x_RK: Tensor, offsets: list[int]) -> Tensor:
+        if self.watch is not None:
+            self.watch(name, x_RK, offsets)
         return grouped_linear(x_RK, offsets, getattr(self, name), self._caches[name], self.format)
 
     def _down_with_gain(self, a_RF: Tensor, offsets: list[int]) -> Tensor:

@@ -1,0 +1,223 @@
+"""Perplexity of real language models after training-free quantisation, method by method and width by width.
+
+    python -m benchmarks.ptq --model base=runs/small/assembled control=runs/small/dense [--seconds 200]
+    python -m benchmarks.ptq --model qwen0.5b=runs/bench/qwen2.5-coder-0.5b-q4_k_m.gguf --methods rtn hqq gptq
+
+Every matrix of every decoder layer (attention and feed-forward) in groups of 64, embeddings and head as they are.
+Perplexity of 32 windows of 512 tokens, weights dequantised to fp32 and activations as they come, so that it is the
+methods that are compared; 95% intervals by resampling windows. `excess` is the mean log-likelihood lost against the
+model before, window by window, whose interval is the one to compare rows by. Calibration: 64 other windows of the same
+text, or `--mix`, conversations with pictures.
+
+The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
+file holds 4-bit weights already: rows on it measure the distance to that grid as well.
+
+Rows that the report has are not measured again, and after --seconds no new one is begun: run it until it says "done".
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import RESULTS, save
+from mote.compress.calibration import Batch, read_calibration, text_batches
+from mote.compress.methods import awq, gptq, hqq
+from mote.compress.methods.libraries import version
+from mote.compress.quantize_config import Method, QuantizeConfig
+from mote.compress.walk import walk
+from mote.evaluate.intervals import bootstrap
+from mote.model.families import anatomy
+from mote.ternary.format import WeightFormat
+from mote.ternary.integers import IntegerWeight, dequantize_integers
+from mote.ternary.round_to_nearest import round_to_nearest
+
+WINDOW, TESTED, CALIBRATED = 512, 32, 64
+GROUP = 64
+WIDTHS = (8, 4, 3, 2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row to measure: of which model, by which method; bits 0 is the model as it is."""
+
+    model: str
+    method: Method | str
+    bits: int
+    symmetric: bool = True
+    calibration: str = ""
+
+
+def settings(name: str, methods: Sequence[str], widths: Sequence[int], mix: bool) -> Iterator[Setting]:
+    """Rows of one model, the cheap ones first."""
+    yield Setting(name, "none", 0)
+    for method in methods:
+        for bits in widths:
+            for symmetric in (True, False):
+                if method == "hqq" and symmetric:
+                    continue
+                data = "text" if method in ("gptq", "awq") else ""
+                yield Setting(name, method, bits, symmetric, data)
+                if mix and data and bits in (4, 3):
+                    yield Setting(name, method, bits, symmetric, "mix")
+
+
+class Subject:
+    """A model under test, loaded anew for every row."""
+
+    def __init__(self, path: Path, mix: Path | None) -> None:
+        self._path, self._mix = path, mix
+
+    def load(self) -> Any:
+        """The model in fp32."""
+        if self._path.suffix == ".gguf":
+            return self._from_gguf[0]
+        from mote.model.opening import open_model
+
+        return open_model(self._path).float().eval()
+
+    @property
+    def _from_gguf(self) -> Any:
+        from mote.assemble.language import load_language_model
+
+        model, tokenizer = load_language_model(self._path)
+        return model.float().eval(), tokenizer
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The text as tokens."""
+        if self._path.suffix == ".gguf":
+            tokenizer = self._from_gguf[1]
+        else:
+            from mote.model.opening import open_processor_files
+
+            processor = open_processor_files(self._path)
+            tokenizer = getattr(processor, "tokenizer", processor)
+        return list(tokenizer(text(), add_special_tokens=False)["input_ids"])
+
+    def batches(self, setting: Setting, model: Any) -> tuple[Batch, ...]:
+        """What calibration reads."""
+        if setting.calibration == "text":
+            return text_batches(self.ids[WINDOW * TESTED :], window=WINDOW, count=CALIBRATED)
+        from mote.model.opening import open_processor
+
+        if self._mix is None:
+            raise SystemExit("ptq: rows calibrated on the mix need --mix FILE")
+        read = read_calibration(
+            self._mix, model, open_processor(self._path, model), samples=640, max_length=WINDOW, seed=0
+        )
+        return read.batches
+
+
+def text() -> str:
+    """Python's language reference, topic by topic."""
+    from pydoc_data import topics
+
+    return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
+
+
+@torch.no_grad()
+def losses(model: Any, ids: Sequence[int]) -> list[float]:
+    """Mean negative log-likelihood of each window, in nats a token."""
+    found: list[float] = []
+    for pair in torch.tensor(ids[: WINDOW * TESTED]).view(-1, 2, WINDOW):
+        logits: Tensor = model(input_ids=pair, use_cache=False).logits[:, :-1].float()
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), pair[:, 1:].flatten(), reduction="none")
+        found += each.view(len(pair), -1).mean(1).tolist()
+    return found
+
+
+def quantize(model: Any, setting: Setting, subject: Subject) -> None:
+    """Puts the dequantised weights in the place of the model's."""
+    storage: Any = f"int{setting.bits}"
+    config = QuantizeConfig(
+        shared=storage,
+        attention=storage,
+        group=GROUP,
+        method=setting.method,
+        symmetric=setting.symmetric,  # type: ignore[arg-type]
+    )
+    contract = config.contract(None, setting.model)
+    if config.calibrated:
+        batches = subject.batches(setting, model)
+        tokens = sum(batch.ids.numel() for batch in batches)
+        walk(model, contract, batches, gptq.Gptq() if setting.method == "gptq" else awq.Awq(tokens), keep=True)
+        return
+    with torch.no_grad():
+        layers: Any = anatomy(model).decoder.layers
+        for module in layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.copy_(dequantize_integers(_without_data(module.weight, contract.shared), contract.shared))
+
+
+def _without_data(weight: Tensor, fmt: WeightFormat) -> IntegerWeight:
+    if fmt.scale == "given":
+        return hqq.quantize(weight, fmt)
+    return round_to_nearest(weight, replace(fmt, scale="absmax"))
+
+
+def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str, Any]:
+    """One row; before: losses of the model as it is, empty for that row itself."""
+    start = time.perf_counter()
+    model = subject.load()
+    if setting.bits:
+        quantize(model, setting, subject)
+    spent = time.perf_counter() - start
+    found = losses(model, subject.ids)
+    mean, (low, high) = sum(found) / len(found), bootstrap(found)
+    row = {**asdict(setting), "group": GROUP if setting.bits else 0, "seconds": round(spent, 1)}
+    if setting.method in ("hqq", "gptq", "awq"):
+        row["library"] = version(setting.method)
+    row["perplexity"] = {name: round(math.exp(x), 3) for name, x in (("value", mean), ("low", low), ("high", high))}
+    if before:
+        lost = [a - b for a, b in zip(found, before, strict=True)]
+        low, high = bootstrap(lost)
+        row["excess"] = {"value": round(sum(lost) / len(lost), 5), "low": round(low, 5), "high": round(high, 5)}
+    row["losses"] = [round(x, 5) for x in found]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", required=True, metavar="NAME=PATH", help="checkpoint or .gguf file")
+    parser.add_argument("--methods", nargs="+", default=["rtn", "hqq", "gptq", "awq"])
+    parser.add_argument("--bits", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--mix", type=Path, help="conversations with pictures, for rows calibrated on them as well")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
+    parser.add_argument("--out", type=Path, default=RESULTS / "ptq.json")
+    a = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(a.out.read_text())["rows"] if a.out.exists() else []
+    start = time.perf_counter()
+    for name, path in (item.split("=", 1) for item in a.model):
+        subject = Subject(Path(path), a.mix)
+        for setting in settings(name, a.methods, a.bits, a.mix is not None and "vision" in _config(Path(path))):
+            if any(asdict(setting).items() <= row.items() for row in rows):
+                continue
+            if time.perf_counter() - start > a.seconds:
+                print("ptq: time is up; run it again to go on", file=sys.stderr)
+                return
+            before = next((row["losses"] for row in rows if row["model"] == name and not row["bits"]), [])
+            rows.append(measure(setting, subject, before))
+            about = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}
+            save(a.out, {}, rows, settings={**about, "windows": TESTED, "window": WINDOW, "calibrated": CALIBRATED})
+            shown = {key: value for key, value in rows[-1].items() if key != "losses"}
+            print(json.dumps(shown), flush=True)
+    print("done")
+
+
+def _config(path: Path) -> str:
+    return (path / "config.json").read_text() if path.is_dir() else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`mote quantize`: post-training quantisation of what is left in high precision, into packed matrices."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mote.cli.options import AsJson, Debug, Force, Out, RecipeFile, Seed, Settings, Threads
+
+EXAMPLE = "mote quantize runs/mote --out runs/packed --shared int4 --method gptq --calibration runs/data"
+STORAGE = "none|int2|int3|int4|int6|int8"
+
+
+def run(
+    checkpoint: Annotated[Path, typer.Argument(help="Dense or up-cycled checkpoint.")],
+    out: Out,
+    shared: Annotated[
+        str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts, dense networks [default: int4]")
+    ] = None,
+    attention: Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")] = None,
+    head: Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")] = None,
+    experts: Annotated[
+        str | None, typer.Option("--experts", metavar=STORAGE, help="Full-precision routed experts (MoE-LLaVA).")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", metavar="rtn|hqq|gptq|awq", help="How integers are chosen [default: rtn]")
+    ] = None,
+    group: Annotated[int | None, typer.Option("--group", help="Inputs per scale: 32, 64 or 128 [default: 64]")] = None,
+    asymmetric: Annotated[
+        bool | None, typer.Option("--asymmetric/--symmetric", help="A zero point per group, or none [default: none]")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", metavar="FILE", help="LLaVA-style file, or a folder that was drawn; gptq, awq."),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Conversations to calibrate on [default: 512]")
+    ] = None,
+    recipe: RecipeFile = None,
+    set_: Settings = None,
+    seed: Seed = None,
+    threads: Threads = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Quantise after training, by HQQ, GPTQ, AWQ or rounding.
+
+    Packs shared experts, attention, head or full-precision experts in 2 to 8 bits, and ternary experts as `mote pack`
+    does. gptq and awq look at what each matrix reads while the model goes through conversations with pictures.
+    """
+    from mote.cli.info import print_summary
+    from mote.cli.progress import counted_in_turn
+    from mote.cli.settings import resolve
+    from mote.compress.quantize import Progress, quantize_checkpoint
+    from mote.compress.quantize_config import QuantizeConfig
+
+    storages = {"shared": shared, "attention": attention, "head": head, "experts": experts}
+    symmetric = None if asymmetric is None else not asymmetric
+    options = {**storages, "method": method, "group": group, "samples": samples, "symmetric": symmetric}
+    given = [f"{name}={str(value).lower()}" for name, value in options.items() if value is not None]
+    config = resolve(QuantizeConfig, "quantize", recipe, [*(set_ or ()), *given], seed)
+    with counted_in_turn("calibrating", "quantising") as (layers, written):
+        progress = Progress(layers=layers, written=written)
+        quantize_checkpoint(checkpoint, out, config, calibration=calibration, force=force, progress=progress)
+    print_summary(out, as_json=as_json)

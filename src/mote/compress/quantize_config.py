@@ -1,0 +1,49 @@
+"""What quantising does, as settings."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from mote.compress.config import PackConfig, Storage
+from mote.errors import RecipeError
+from mote.ternary.format import FULL_PRECISION, WeightFormat
+
+Method = Literal["rtn", "hqq", "gptq", "awq"]
+CALIBRATED: tuple[Method, ...] = ("gptq", "awq")
+"""Methods that need inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig(PackConfig):
+    """Settings of `quantize`: those of `pack`, the shared experts in int4 unless another storage is asked for, and
+
+    method: how integers are chosen, see `mote.compress.methods`.
+    samples: conversations that calibration reads. max_length: tokens that each is cut to. seed: of their choice.
+    pictures: whether calibration data without any picture are an error, for a model that was made for pictures.
+    """
+
+    shared: Storage = "int4"
+    method: Method = "rtn"
+    samples: int = 512
+    max_length: int = 512
+    pictures: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in get_args(Method):
+            raise RecipeError(f"quantize: method={self.method!r} is unknown; use one of {', '.join(get_args(Method))}")
+        for name in ("samples", "max_length"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"quantize: {name}={getattr(self, name)} is not 1 or more")
+        if self.method == "hqq" and self.symmetric:
+            raise RecipeError("quantize: hqq chooses zero points, so its grid is not symmetric; say --asymmetric")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method reads data."""
+        return self.method in CALIBRATED
+
+    def format(self, storage: Storage) -> WeightFormat:
+        """The number format of one class of matrices: that of `pack`, with scales that the method gives."""
+        fmt = super().format(storage)
+        return fmt if fmt == FULL_PRECISION or self.method == "rtn" else replace(fmt, scale="given")

@@ -1,0 +1,277 @@
+"""Calibrated methods, one decoder layer after the other: watch what its matrices read, quantise them, go on.
+
+The next layer is calibrated on what the quantised ones before it give, and a routed expert on the tokens that are
+routed to it. One layer at a time is in fp32; of the others memory holds the weights, of those that are done only the
+packed result, and the hidden states of the calibration data between two layers.
+
+Shape suffixes: B conversations, T tokens, H hidden, R input rows, K columns.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.layout import ATTENTION, MATRICES
+from mote.compress.calibration import Batch
+from mote.model.block import MoteBlock, QuantizedLinear
+from mote.model.experts import FloatExperts
+from mote.model.families import anatomy
+from mote.model.linears import embedding_of, is_tied
+from mote.model.vision import encoder_outputs
+from mote.ternary.format import WeightFormat, integer_codec
+from mote.ternary.integers import IntegerWeight, PackedTensors, dequantize_integers, pack_integers
+from mote.ternary.round_to_nearest import round_to_nearest
+
+READ_ALIKE = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}
+"""Matrix -> another one that reads the same, whose inputs are watched in its stead."""
+HEAD = (-1, "head")
+
+
+class Inputs(Protocol):
+    """What a method keeps of the inputs of a matrix; `rows` counts them."""
+
+    rows: int
+
+    def add(self, x_RK: Tensor) -> None: ...
+
+
+class Calibrated(Protocol):
+    """A method that needs inputs."""
+
+    def inputs(self, name: str, cols: int) -> Any:
+        """A new, empty record for a matrix of that name and so many columns."""
+
+    def quantize(self, w_NK: Tensor, inputs: Any, fmt: WeightFormat) -> IntegerWeight:
+        """The integers of one matrix."""
+
+    def network(self, weights: dict[str, Tensor], inputs: dict[str, Any], fmt: WeightFormat) -> dict[str, Tensor]:
+        """The three matrices of a SwiGLU network as they are to be quantised, computing the same as `weights`."""
+
+
+Place = tuple[int, str]
+"""(layer, name within it), such as (3, "mlp.up_proj"), (3, "mlp.experts.up_proj"), or `HEAD`."""
+
+
+@dataclass
+class Walked:
+    """packed: the tensors of each matrix, one per expert in a stack. not_routed: layer -> experts that no token of the
+    calibration data went to; they were rounded to nearest."""
+
+    packed: dict[Place, list[PackedTensors]] = field(default_factory=dict)
+    not_routed: dict[int, list[int]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def walk(
+    model: Any,
+    contract: MoteConfig,
+    batches: Sequence[Batch],
+    method: Calibrated,
+    *,
+    keep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Walked:
+    """Quantises every matrix that `contract` has in an integer format.
+
+    model: float, in eval mode; its weights become the dequantised ones and, unless `keep`, are let go of layer by
+    layer. progress is told (1, layers) after each. Raises MoteError of the method.
+    """
+    walker = _Walker(contract, method)
+    tied = is_tied(model)
+    if integer_codec(contract.head) and tied:
+        # The first layer reads the table; it is rounded before, and not for the sake of what the head reads alone.
+        walker.to_nearest(HEAD, embedding_of(model), contract.head)
+    layers: Any = anatomy(model).decoder.layers
+    hidden, calls = _enter(model, layers, batches)
+    for index, layer in enumerate(layers):
+        layer.float()
+        with walker.watching(layer, index) as sites:
+            if sites:
+                _through(layer, hidden, calls[index])
+        walker.quantize(layer, index, sites)
+        hidden = _through(layer, hidden, calls[index])
+        calls[index] = []
+        if not keep:
+            _let_go(layer)
+        if progress is not None:
+            progress(1, len(layers))
+    if integer_codec(contract.head) and not tied:
+        walker.head(model, hidden)
+    return walker.walked
+
+
+class _Walker:
+    def __init__(self, contract: MoteConfig, method: Calibrated) -> None:
+        self._contract, self._method = contract, method
+        self.walked = Walked()
+
+    @contextmanager
+    def watching(self, layer: Any, index: int) -> "Iterator[dict[str, Any]]":
+        """Yields what the matrices to quantise read inside of the `with`, by the name of the one that is watched; for
+        the experts of a layer, "mlp.experts.up_proj.<expert>"."""
+        sites: dict[str, Any] = {}
+        handles = []
+        for name, fmt in self._linears(layer, index).items():
+            owner, _, last = name.rpartition(".")
+            watched = f"{owner}.{READ_ALIKE.get(last, last)}"
+            if watched in sites or fmt is None:
+                continue
+            module = layer.get_submodule(watched)
+            sites[watched] = self._method.inputs(watched, module.weight.shape[1])
+            handles.append(module.register_forward_pre_hook(_recorder(sites[watched])))
+        experts = self._experts(layer)
+        if experts is not None:
+            if experts.gain is not None:  # a packed file has no place for it but the matrix
+                experts.down_proj.mul_(experts.gain[:, None, None])
+                experts.gain.fill_(1)
+            for name in ("up_proj", "down_proj"):
+                stack = getattr(experts, name)
+                for expert in range(experts.num_experts):
+                    sites[f"mlp.experts.{name}.{expert}"] = self._method.inputs(name, stack.shape[-1])
+            experts.watch = _expert_recorder(sites)
+        try:
+            yield sites
+        finally:
+            for handle in handles:
+                handle.remove()
+            if experts is not None:
+                experts.watch = None
+
+    def quantize(self, layer: Any, index: int, sites: Mapping[str, Any]) -> None:
+        """Quantises the matrices of a layer, and puts the dequantised ones in their places."""
+        linears = self._linears(layer, index)
+        for name in (f"self_attn.{name}" for name in ATTENTION):
+            if fmt := linears.get(name):
+                module = layer.get_submodule(name)
+                watched = f"self_attn.{READ_ALIKE.get(name[10:], name[10:])}"
+                self._store(
+                    (index, name), module.weight, self._method.quantize(module.weight, sites[watched], fmt), fmt
+                )
+        if fmt := linears.get("mlp.up_proj"):
+            weights = {name: layer.get_submodule(f"mlp.{name}").weight for name in MATRICES}
+            read = {name: sites[f"mlp.{name}"] for name in ("up_proj", "down_proj")}
+            for name, integers in self._network(weights, read, fmt).items():
+                self._store((index, f"mlp.{name}"), weights[name], integers, fmt)
+        if (experts := self._experts(layer)) is not None:
+            self._quantize_experts(experts, index, sites)
+
+    def to_nearest(self, place: Place, module: Any, fmt: WeightFormat) -> None:
+        """Rounds the matrix of one module to nearest."""
+        self._store(place, module.weight, _nearest(module.weight, fmt), fmt)
+
+    def head(self, model: Any, hidden: Sequence[Tensor]) -> None:
+        """Quantises a head that is not the embedding, by what the last layer gives."""
+        parts = anatomy(model)
+        norm: Any = parts.decoder.norm
+        head: Any = parts.lm_head
+        inputs = self._method.inputs("lm_head", head.weight.shape[1])
+        for h_BTH in hidden:
+            inputs.add(norm.float()(h_BTH).flatten(0, -2))
+        fmt = self._contract.head
+        self._store(HEAD, head.weight, self._method.quantize(head.weight, inputs, fmt), fmt)
+
+    def _quantize_experts(self, experts: FloatExperts, index: int, sites: Mapping[str, Any]) -> None:
+        fmt = self._contract.routed
+        for expert in range(experts.num_experts):
+            weights = {name: getattr(experts, name)[expert] for name in MATRICES}
+            read = {name: sites[f"mlp.experts.{name}.{expert}"] for name in ("up_proj", "down_proj")}
+            if not read["up_proj"].rows:
+                self.walked.not_routed.setdefault(index, []).append(expert)
+                quantized = {name: _nearest(weight, fmt) for name, weight in weights.items()}
+            else:
+                quantized = self._network(weights, read, fmt)
+            for name, integers in quantized.items():
+                self._store((index, f"mlp.experts.{name}"), weights[name], integers, fmt)
+
+    def _network(self, weights: dict[str, Tensor], read: dict[str, Any], fmt: WeightFormat) -> dict[str, IntegerWeight]:
+        weights = self._method.network(weights, read, fmt)
+        return {
+            name: self._method.quantize(weight, read[READ_ALIKE.get(name, name)], fmt)
+            for name, weight in weights.items()
+        }
+
+    def _store(self, place: Place, weight: Tensor, integers: IntegerWeight, fmt: WeightFormat) -> None:
+        weight.data.copy_(dequantize_integers(integers, fmt))
+        self.walked.packed.setdefault(place, []).append(pack_integers(integers, fmt))
+
+    def _linears(self, layer: Any, index: int) -> dict[str, WeightFormat]:
+        """Name in the layer -> integer format, of the linears that are to be quantised."""
+        found: dict[str, WeightFormat] = {}
+        if integer_codec(self._contract.attention):
+            found |= {f"self_attn.{name}": self._contract.attention for name in ATTENTION}
+        has_network = index not in self._contract.layers or self._contract.shared_expert
+        # One that was trained on its grid is on it; it is stored as it is.
+        trained = has_network and isinstance(layer.mlp.up_proj, QuantizedLinear)
+        if integer_codec(self._contract.shared) and has_network and not trained:
+            found |= {f"mlp.{name}": self._contract.shared for name in MATRICES}
+        return found
+
+    def _experts(self, layer: Any) -> FloatExperts | None:
+        if not integer_codec(self._contract.routed) or not isinstance(layer.mlp, MoteBlock):
+            return None
+        experts = layer.mlp.experts
+        return experts if isinstance(experts, FloatExperts) else None
+
+
+def _nearest(weight: Tensor, fmt: WeightFormat) -> IntegerWeight:
+    return round_to_nearest(weight, replace(fmt, scale="absmax"))
+
+
+def _recorder(inputs: Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    return lambda module, args: inputs.add(args[0].detach().flatten(0, -2))
+
+
+def _expert_recorder(sites: Mapping[str, Inputs]) -> Callable[[str, Tensor, Sequence[int]], None]:
+    def record(name: str, x_RK: Tensor, offsets: Sequence[int]) -> None:
+        for expert in range(len(offsets) - 1):
+            if inputs := sites.get(f"mlp.experts.{name}.{expert}"):
+                inputs.add(x_RK[offsets[expert] : offsets[expert + 1]])
+
+    return record
+
+
+def _enter(model: Any, layers: Any, batches: Sequence[Batch]) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+    """What the first layer reads, fp32 [B, T, H] per batch, and for each layer the other arguments of each batch."""
+    hidden: list[Tensor] = []
+    calls: list[list[dict[str, Any]]] = [[] for _ in layers]
+
+    def stand_in(index: int) -> Callable[..., Tensor]:
+        def forward(h_BTH: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls[index].append(kwargs)
+            if index == 0:
+                hidden.append(h_BTH.detach().float())
+            return h_BTH
+
+        return forward
+
+    for index, layer in enumerate(layers):
+        layer.forward = stand_in(index)
+    try:
+        for batch in batches:
+            extra = {} if batch.features is None else {"mm_encoder_outputs": encoder_outputs(model, batch.features)}
+            mask = torch.ones_like(batch.ids)
+            model(input_ids=batch.ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **extra)
+    finally:
+        for layer in layers:
+            del layer.forward
+    return hidden, calls
+
+
+def _through(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[dict[str, Any]]) -> list[Tensor]:
+    outputs = []
+    for h_BTH, kwargs in zip(hidden, calls, strict=True):
+        out = layer(h_BTH, **kwargs)
+        outputs.append(out[0] if isinstance(out, tuple) else out)
+    return outputs
+
+
+def _let_go(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    if isinstance(experts := getattr(layer.mlp, "experts", None), FloatExperts):
+        experts.forget()

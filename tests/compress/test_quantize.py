@@ -1,0 +1,308 @@
+"""`quantize`: one packed checkpoint, with the weights that a method gave, from every kind of model."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+import mote
+from mote.checkpoint.verify import verify
+from mote.compress.calibration import read_calibration, text_batches
+from mote.compress.methods import awq, gptq
+from mote.compress.quantize import quantize_checkpoint
+from mote.compress.quantize_config import QuantizeConfig
+from mote.compress.stream import what_to_pack
+from mote.compress.walk import walk
+from mote.errors import CheckpointError, DataError, RecipeError
+from mote.model.block import blocks
+from mote.model.opening import open_model, open_processor
+from mote.model.packed import PackedLinear
+from mote.model.table import PackedEmbedding
+from mote.ternary.integers import PackedTensors
+
+ALL = {"shared": "int4", "attention": "int8", "head": "int4", "group": 32}
+
+
+def _settings(kind, **more):
+    return QuantizeConfig(**{**ALL, "samples": 8, "experts": "int3" if kind == "moe_llava" else "none", **more})
+
+
+def _loaded(path, family):
+    auto = AutoModelForImageTextToText if family in ("llava", "aya_vision") else AutoModelForCausalLM
+    return auto.from_pretrained(path)
+
+
+def _decoded(model):
+    """Name of every matrix that is packed in integers -> its weights."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding) and module.layout.format.bits:
+            found[f"{name}.weight"] = module.layout.decode(module.packed, module.scale, module.zero)
+    for block in blocks(model):
+        for name, layout in getattr(block.experts, "layouts", {}).items():
+            if layout.format.bits:
+                parts = [getattr(block.experts, f"{name}_{part}") for part in PackedTensors._fields]
+                experts = zip(*(part if part is not None else [None] * 4 for part in parts), strict=True)
+                key = next(key for key, module in model.named_modules() if module is block.experts)
+                found[f"{key}.{name}"] = torch.stack([layout.decode(*one) for one in experts])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["dense", "mote", "moe_llava"])
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+@pytest.mark.parametrize("family", ["llava", "aya_vision", "llama"])
+def test_a_file_holds_what_the_walk_left_in_the_model(family, method, kind, source, write_mix, tmp_path):
+    checkpoint, data = source(family, kind), write_mix(pictures=family in ("llava", "aya_vision"))
+    config = _settings(kind, method=method, symmetric=method == "awq")
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=data)
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    assert verify(written.root).problems == []
+    model = open_model(checkpoint)
+    contract = what_to_pack(mote.Checkpoint.open(checkpoint), config)[0].contract
+    read = read_calibration(data, model, open_processor(checkpoint, model), samples=8, max_length=512, seed=0)
+    walk(model, contract, read.batches, gptq.Gptq() if method == "gptq" else awq.Awq(read.tokens), keep=True)
+    quantized = dict(model.named_parameters())
+    decoded = _decoded(loaded := _loaded(written.root, family))
+    networks = 0 if kind == "moe_llava" else 3
+    assert len(decoded) == 2 * (4 + networks) + 1 + (2 * 3 if kind == "moe_llava" else 0)
+    for name, weight in decoded.items():
+        assert torch.equal(weight, quantized[name]), name
+    assert not any(module.layout.format.bits and module.zero is None for module in _linears(loaded)) or method == "awq"
+    lineage = json.loads((written.root / "mote.json").read_text())
+    assert lineage["config"]["method"] == method
+    assert lineage["inputs"]["calibration"] == read.sha256
+    report = json.loads((written.root / "quantize.json").read_text())
+    assert report["library"].startswith("neural-compressor 3")
+    assert report["calibration"]["tokens"] == read.tokens > 8 * 8
+
+
+def _linears(model):
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+
+
+@pytest.mark.parametrize("kind", ["dense", "mote", "moe_llava"])
+@pytest.mark.parametrize(("method", "symmetric"), [("rtn", True), ("rtn", False), ("hqq", False)])
+def test_methods_without_data(method, symmetric, kind, source, tmp_path):
+    checkpoint = source("llama", kind)
+    config = _settings(kind, method=method, symmetric=symmetric)
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config)
+    assert verify(written.root).problems == []
+    assert written.mote.attention.scale == ("given" if method == "hqq" else "absmax")
+    loaded = _loaded(written.root, "llama")
+    plain = dict(open_model(checkpoint).named_parameters())
+    decoded = _decoded(loaded)
+    for name, weight in decoded.items():
+        assert (weight - plain[name]).norm() / plain[name].norm() < (0.25 if ".experts." in name else 0.13), name
+    with torch.no_grad():
+        logits = loaded(input_ids=torch.tensor([[1, 7, 9, 30]])).logits
+    assert torch.isfinite(logits).all()
+    if method == "rtn":
+        packed = mote.pack(checkpoint, tmp_path / "packed", **_pack_options(config))
+        for name in mote.Checkpoint.open(packed).tensors:
+            assert torch.equal(mote.Checkpoint.open(packed).read(name), written.read(name)), name
+
+
+def _pack_options(config):
+    return {name: getattr(config, name) for name in ("shared", "attention", "head", "experts", "group", "symmetric")}
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_what_is_not_asked_for_stays_to_the_bit(method, source, write_mix, tmp_path):
+    """Ternary experts, routers, norms, embedding and connector are those of `mote pack`."""
+    checkpoint = source("aya_vision", "mote")
+    config = QuantizeConfig(method=method, group=32, samples=6)
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=write_mix())
+    packed = mote.Checkpoint.open(mote.pack(checkpoint, tmp_path / "packed", shared="int4", group=32))
+    assert written.tensors.keys() == packed.tensors.keys()
+    same = [name for name in packed.tensors if torch.equal(packed.read(name), written.read(name))]
+    changed = packed.tensors.keys() - set(same)
+    assert changed
+    assert all(".mlp." in name and ".experts." not in name and "router" not in name for name in changed)
+
+
+def test_experts_are_calibrated_on_their_own_tokens(source, write_mix):
+    checkpoint = source("llama", "moe_llava")
+    model = open_model(checkpoint)
+    contract = what_to_pack(mote.Checkpoint.open(checkpoint), _settings("moe_llava", method="gptq"))[0].contract
+    processor = open_processor(checkpoint, model)
+    read = read_calibration(write_mix(pictures=False), model, processor, samples=8, max_length=512, seed=0)
+    seen = {}
+
+    class Counting(gptq.Gptq):
+        def network(self, weights, inputs, fmt):
+            seen[tuple(weights["up_proj"].flatten()[:4].tolist())] = inputs["up_proj"]
+            return weights
+
+    expected = {}
+    with torch.no_grad():
+        for block in blocks(model):
+            block.experts.watch = None
+    first = blocks(model)[0]
+    keys = [tuple(matrix.flatten()[:4].tolist()) for matrix in first.experts.up_proj]
+    router = copy.deepcopy(first.router)
+    reads = []
+    handle = first.register_forward_pre_hook(lambda module, args: reads.append(args[0].flatten(0, -2).clone()))
+    walk(model, contract, read.batches, Counting(), keep=True)
+    handle.remove()
+    h_TH = torch.cat(reads[: len(read.batches)])
+    chosen = router(h_TH).expert_Tk
+    for expert, key in enumerate(keys):
+        x = h_TH[(chosen == expert).any(1)]
+        expected[key] = x.t() @ x
+        assert seen[key].rows == len(x)
+        found = seen[key].hessian()
+        torch.testing.assert_close(found / found.norm(), expected[key] / expected[key].norm(), rtol=1e-3, atol=1e-5)
+
+
+def test_experts_that_no_token_went_to_are_named_and_rounded(source, write_mix, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    dense = source("llama", "dense")
+    options = {"config": "moe-llava", "initialise": "random", "num_experts": 5}
+    checkpoint = mote.upcycle(dense, tmp_path / "five", **options)
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    # One feature decides: above 0 the best two are experts 0 and 1, below it 2 and 3.
+    tensors["model.layers.1.post_attention_layernorm.weight"][1:] = 0
+    tensors["model.layers.1.mlp.router.weight"][:, 0] = torch.tensor([2.0, 1.0, -2.0, -1.0, 0.0])
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = QuantizeConfig(method="gptq", shared="none", experts="int4", group=32, samples=8)
+    data = write_mix(pictures=False)
+    with pytest.warns(UserWarning, match=r"\(layer 1: 4\)"):
+        written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=data)
+    assert json.loads((written.root / "quantize.json").read_text())["not_routed"] == {"1": [4]}
+    packed = mote.Checkpoint.open(mote.pack(checkpoint, tmp_path / "packed", experts="int4", group=32))
+    name = "model.layers.1.mlp.experts.up_proj_packed"
+    for expert in range(5):
+        assert torch.equal(packed.read(name)[expert], written.read(name)[expert]) == (expert == 4)
+
+
+def test_untied_heads_are_calibrated_and_tied_tables_rounded(tiny):
+    for family, tied in (("llama", False), ("qwen2", True)):
+        model = tiny(family)
+        config = QuantizeConfig(shared="none", head="int3", group=32, method="gptq")
+        contract = config.contract(None, family)
+        weight = model.lm_head.weight.clone()
+        nearest = mote.pack(copy.deepcopy(model), head="int3", group=32)
+        table = nearest.get_input_embeddings() if tied else nearest.lm_head
+        rounded = table.layout.decode(table.packed, table.scale, table.zero)
+        walk(model, contract, text_batches(range(3, 99), window=12, count=8), gptq.Gptq(), keep=True)
+        assert not torch.equal(model.lm_head.weight, weight)
+        assert torch.equal(model.lm_head.weight, rounded) == tied
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_calibrated_weights_are_closer_in_what_the_model_says(method, tiny):
+    model = tiny("llama", hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=99)
+    drawn = torch.randint(3, 99, (40, 24), generator=torch.Generator().manual_seed(0))
+    batches, ids = text_batches(drawn[:32].flatten().tolist(), window=24, count=32), drawn[32:]
+    with torch.no_grad():
+        logits = {"none": model(input_ids=ids).logits}
+    for kind in ("rtn", method):
+        config = QuantizeConfig(shared="int3", group=32, method=kind)
+        other = copy.deepcopy(model)
+        if kind == "rtn":
+            chosen = awq.Awq(tokens=10**9)  # keeps no inputs, and so moves no scale
+        else:
+            chosen = gptq.Gptq() if kind == "gptq" else awq.Awq(tokens=32 * 24)
+        walk(other, config.contract(None, "tiny"), batches, chosen, keep=True)
+        with torch.no_grad():
+            logits[kind] = other(input_ids=ids).logits
+    error = {kind: float((logits[kind] - logits["none"]).norm()) for kind in ("rtn", method)}
+    assert error[method] < error["rtn"]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(source, write_mix, tmp_path, monkeypatch):
+    checkpoint, out = source("aya_vision", "mote"), tmp_path / "out"
+    config = QuantizeConfig(method="gptq", group=32, samples=4)
+
+    def refused(kind, match, checkpoint=checkpoint, config=config, **options):
+        with pytest.raises(kind, match=match) as caught:
+            quantize_checkpoint(checkpoint, out, config, **options)
+        assert "\n" not in str(caught.value)
+        assert not out.exists()
+        assert not list(tmp_path.glob("out.partial*"))
+
+    refused(RecipeError, "give --calibration")
+    refused(DataError, "no such file", calibration=tmp_path / "absent.jsonl")
+    refused(DataError, "none of 4 conversations has a picture", calibration=write_mix(pictures=False))
+    data = write_mix()
+    for picture in data.parent.glob("*.png"):
+        picture.write_bytes(b"no picture")
+    refused(DataError, "not a picture that can be read", calibration=data)
+    data = write_mix()
+    refused(
+        DataError,
+        "no answer fits into 6",
+        config=QuantizeConfig(method="gptq", group=32, max_length=6),
+        calibration=data,
+    )
+    monkeypatch.setattr("mote.checkpoint.writer.shutil.disk_usage", lambda path: type("", (), {"free": 10})())
+    refused(CheckpointError, "free space there", calibration=data)
+    monkeypatch.undo()
+    packed = mote.pack(checkpoint, tmp_path / "packed")
+    refused(CheckpointError, "is packed already", checkpoint=packed, calibration=data)
+    out.mkdir()
+    (out / "precious").write_text("here first")
+    with pytest.raises(CheckpointError, match="exists already"):
+        quantize_checkpoint(checkpoint, out, config, calibration=data)
+    assert [path.name for path in out.iterdir()] == ["precious"]
+
+
+def test_an_interrupted_write_leaves_source_and_place_as_they_were(source, write_mix, tmp_path, monkeypatch):
+    checkpoint, data = source("llama", "mote"), write_mix(pictures=False)
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    original = mote.Checkpoint.read
+
+    def read(self, name, *, finite=False):
+        if "norm" in name:
+            raise KeyboardInterrupt
+        return original(self, name, finite=finite)
+
+    monkeypatch.setattr(mote.Checkpoint, "read", read)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(
+            checkpoint, tmp_path / "out", QuantizeConfig(method="gptq", group=32, samples=4), calibration=data
+        )
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_settings_that_make_no_sense():
+    with pytest.raises(RecipeError, match="say --asymmetric"):
+        QuantizeConfig(method="hqq")
+    with pytest.raises(RecipeError, match="method='magic'"):
+        QuantizeConfig(method="magic")
+    with pytest.raises(RecipeError, match="samples=0"):
+        QuantizeConfig(samples=0)
+
+
+def test_text_models_take_no_pictures(source, write_mix, tmp_path):
+    with pytest.raises(DataError, match="has no vision tower"):
+        quantize_checkpoint(
+            source("llama", "dense"), tmp_path / "out", QuantizeConfig(method="awq", group=32), calibration=write_mix()
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("mote", "gptq"), ("dense", "awq"), ("moe_llava", "gptq"), ("mote", "hqq")]
+)
+def test_the_engine_says_what_transformers_says(kind, method, source, write_mix, tmp_path):
+    from mote.model.opening import open_config
+    from mote.run.compare import Text, compare
+    from mote.run.decoding import Decoding
+    from mote.run.weights import Weights
+
+    checkpoint = source("llama", kind, hidden_size=64, intermediate_size=96, head_dim=16)
+    config = _settings(kind, method=method, symmetric=False)
+    data = write_mix(pictures=False) if config.calibrated else None
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=data)
+    engine = Decoding(Weights(written, open_config(written), kv="f32"), positions=2048, threads=1)
+    found = compare(written.root, engine, [Text(ids=range(5, 45)), Text(ids=range(60, 20, -1))])
+    assert found.unflipped > 40
+    assert found.largest_error < 1e-2
+    assert found.median_error < 1e-4
