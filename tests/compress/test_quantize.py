@@ -50,9 +50,16 @@ def _decoded(model):
     return found
 
 
-@pytest.mark.parametrize("kind", ["dense", "mote", "moe_llava"])
-@pytest.mark.parametrize("method", ["gptq", "awq"])
-@pytest.mark.parametrize("family", ["llava", "aya_vision", "llama"])
+@pytest.mark.parametrize(
+    ("family", "kind", "method"),
+    [
+        ("llava", "dense", "gptq"),
+        ("aya_vision", "mote", "gptq"),
+        ("aya_vision", "mote", "awq"),
+        ("llava", "moe_llava", "gptq"),
+        ("llama", "moe_llava", "awq"),
+    ],
+)
 def test_a_file_holds_what_the_walk_left_in_the_model(family, method, kind, source, write_mix, tmp_path):
     checkpoint, data = source(family, kind), write_mix(pictures=family in ("llava", "aya_vision"))
     config = _settings(kind, method=method, symmetric=method == "awq")
@@ -83,8 +90,10 @@ def _linears(model):
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
-@pytest.mark.parametrize("kind", ["dense", "mote", "moe_llava"])
-@pytest.mark.parametrize(("method", "symmetric"), [("rtn", True), ("rtn", False), ("hqq", False)])
+@pytest.mark.parametrize(
+    ("kind", "method", "symmetric"),
+    [("dense", "hqq", False), ("mote", "rtn", True), ("moe_llava", "rtn", False), ("moe_llava", "hqq", False)],
+)
 def test_methods_without_data(method, symmetric, kind, source, tmp_path):
     checkpoint = source("llama", kind)
     config = _settings(kind, method=method, symmetric=symmetric)
@@ -288,9 +297,7 @@ def test_text_models_take_no_pictures(source, write_mix, tmp_path):
         )
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"), [("mote", "gptq"), ("dense", "awq"), ("moe_llava", "gptq"), ("mote", "hqq")]
-)
+@pytest.mark.parametrize(("kind", "method"), [("dense", "awq"), ("moe_llava", "gptq"), ("mote", "hqq")])
 def test_the_engine_says_what_transformers_says(kind, method, source, write_mix, tmp_path):
     from mote.model.opening import open_config
     from mote.run.compare import Text, compare

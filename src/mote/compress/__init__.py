@@ -1,2 +1,4 @@
-"""Packing, `mote.pack(...)`, and quantising, `mote.quantize(...)`: routed experts become ternary digits and scales, what
-else is asked for integers of 2 to 8 bits."""
+"""Packing, `mote.pack(...)`, and quantising, `mote.quantize(...)`.
+
+Routed experts become ternary digits and scales, what else is asked for integers of 2 to 8 bits.
+"""
