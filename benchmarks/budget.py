@@ -1,0 +1,289 @@
+"""Accuracy against the bytes of the feed-forward networks: ternary experts, fewer and larger ones, dense, on real weights.
+
+    python -m benchmarks.budget [--run runs/small] [--out-dir runs/budget] [--recipe recipes/small.yaml]
+    python -m benchmarks.budget --draw
+
+needs a finished pipeline in --run: its dense model (stage II), its data and its trained MoTE. The others are up-cycled
+from the same dense model and trained like MoTE, by the recipe's stage III: MoE-LLaVA with 4, 3 and 2 full-precision
+experts, the best two of a token renormalised. Then each is quantised after training to the widths of `VARIANTS`, by one
+method, and scored on the val split, since methods and widths may be chosen by it. The dense model is not trained any
+further. Steps that are done are not done again, so a run that was stopped goes on. --draw: from the report, the picture
+docs/images/budget.svg and the tables of docs/explanation/budget.md.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import RESULTS, save
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, PICTURE = ROOT / "docs/explanation/budget.md", ROOT / "docs/images/budget.svg"
+BEGIN, END = "<!-- budget: filled by python -m benchmarks.budget --draw -->", "<!-- end of budget -->"
+GROUP = 64
+BUDGETS = (2, 3, 4, 6, 8)
+"""Sixteenths of MoE-LLaVA's four experts in BF16. In the paper's accounting 3 are its 3.4 GB at 3B, 6 its 6.8 GB."""
+BITS = {"none": 16.0, "int8": 8.0, "int6": 6.0, "int4": 4.0, "int3": 3.0, "int2": 2.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What is trained. experts: of MoE-LLaVA, 0 for none. part: what is quantised after training.
+
+    fixed, copies: bits a weight of the dense network that stay as they are, and how many copies of it are quantised.
+    """
+
+    title: str
+    part: str
+    copies: int
+    fixed: float = 0.0
+    experts: int = 0
+
+
+FAMILIES = {
+    "mote": Family(title="MoTE: shared + 4 ternary", part="shared", copies=1, fixed=4 * 1.6),
+    "moe4": Family(title="MoE-LLaVA, 4 experts", part="experts", copies=4, experts=4),
+    "moe3": Family(title="MoE-LLaVA, 3 experts", part="experts", copies=3, experts=3),
+    "moe2": Family(title="MoE-LLaVA, 2 experts", part="experts", copies=2, experts=2),
+    "dense": Family(title="dense", part="shared", copies=1),
+}
+VARIANTS = {
+    "mote": ("none", "int8", "int4", "int3", "int2"),
+    "moe4": ("none", "int6", "int4", "int3", "int2"),
+    "moe3": ("int8", "int4", "int3"),
+    "moe2": ("none", "int8", "int4"),
+    "dense": ("none", "int8", "int4", "int3", "int2"),
+}
+
+
+def nominal_bits(family: str, width: str) -> float:
+    """Bits per weight of the dense network, all copies together, in the paper's accounting: no scales, no routers."""
+    f = FAMILIES[family]
+    return f.fixed + f.copies * BITS[width]
+
+
+def sixteenths(family: str, width: str) -> float:
+    """The same in sixteenths of MoE-LLaVA's four experts in BF16."""
+    return 16 * nominal_bits(family, width) / (4 * BITS["none"])
+
+
+def steps(run: Path, experts: Any, method: str, seed: int) -> Iterator[Any]:
+    """The table of steps: up-cycling and training of each family, then quantising and scoring of each variant."""
+    from mote.cli.steps import Step
+    from mote.compress.quantize_config import QuantizeConfig
+    from mote.evaluate import EvaluateConfig
+    from mote.upcycle.config import preset
+
+    given = {name: (run / name / "mote.json").read_text() for name in ("dense", "mote")}
+    for name, family in FAMILIES.items():
+        if not family.experts:
+            continue
+        settings = preset("moe-llava", num_experts=family.experts, seed=seed)
+        config = {"upcycle": asdict(settings), "parent": given["dense"]}
+        title = f"up-cycling {family.title}"
+        yield Step(name=f"{name}-upcycle", title=title, output=f"{name}/upcycled", config=config, seconds=5,
+                   run=_upcycle(settings, run))  # fmt: skip
+        yield Step(name=f"{name}-train", title=f"training {family.title}", output=f"{name}/trained", config=experts,
+                   parents=(f"{name}-upcycle",), seconds=240, run=_train(experts, run, f"{name}-upcycle"))  # fmt: skip
+    for name, family in FAMILIES.items():
+        for width in VARIANTS[name]:
+            base = (f"{name}-train",) if family.experts else ()
+            parent = {} if base else {"parent": given[name]}
+            scored = base
+            if width != "none" or name == "mote":
+                asked: Any = {"shared": "none", family.part: width}
+                chosen = method if width != "none" else "rtn"
+                symmetric = chosen != "hqq"
+                config = QuantizeConfig(**asked, group=GROUP, method=chosen, symmetric=symmetric, seed=seed)  # type: ignore[arg-type]
+                step = f"{name}-{width}"
+                yield Step(name=step, title=f"quantising {family.title}, {width}", output=f"{name}/{width}",
+                           config={"quantize": asdict(config), **parent}, parents=base, seconds=20,
+                           run=_quantize(config, run, name, base))  # fmt: skip
+                scored = (step,)
+            config_e = EvaluateConfig(samples=0, seed=seed)
+            yield Step(name=f"{name}-{width}-score", title=f"scoring {family.title}, {width}",
+                       output=f"{name}/{width}-score", config={"evaluate": asdict(config_e), **parent}, parents=scored,
+                       seconds=45, run=_score(config_e, run, name, scored))  # fmt: skip
+
+
+def _upcycle(settings: Any, run: Path) -> Any:
+    def step(at: Any) -> None:
+        from mote.upcycle.stream import upcycle_checkpoint
+
+        upcycle_checkpoint(run / "dense", at.out, settings, force=at.force)
+
+    return step
+
+
+def _train(config: Any, run: Path, parent: str) -> Any:
+    def step(at: Any) -> None:
+        from mote.train.run import train
+
+        kept = {"work": at.work, "features": run / ".features", "force": at.force}
+        train(at.parents[parent], at.out, config, stage="experts", data=run / "data", **kept)
+
+    return step
+
+
+def _quantize(config: Any, run: Path, name: str, base: Sequence[str]) -> Any:
+    def step(at: Any) -> None:
+        from mote.compress.quantize import quantize_checkpoint
+
+        source = at.parents[base[0]] if base else run / name
+        quantize_checkpoint(source, at.out, config, calibration=run / "data", force=at.force)
+
+    return step
+
+
+def _score(config: Any, run: Path, name: str, scored: Sequence[str]) -> Any:
+    def step(at: Any) -> None:
+        from mote.cli.scoring import open_scorer
+        from mote.evaluate.run import evaluate_checkpoint
+
+        source, data = (at.parents[scored[0]] if scored else run / name), run / "data" / "val.jsonl"
+        kept = {"features": run / ".features", "force": at.force}
+        evaluate_checkpoint(source, data, config, out=at.out, open_scorer=open_scorer, **kept)
+
+    return step
+
+
+def stored_ffn_bytes(checkpoint: Path) -> int:
+    """True bytes of the feed-forward networks; floats that a training run keeps in fp32 count as the BF16 they ship
+    in, routers and scales as they are."""
+    from mote.checkpoint.accounting import true_ffn_bytes
+    from mote.checkpoint.layout import VISION
+    from mote.checkpoint.shards import Checkpoint
+
+    tensors = Checkpoint.open(checkpoint).tensors.values()
+    wide = [t for t in tensors if t.dtype == "F32" and ".mlp." in t.name and not VISION.search(t.name)]
+    matrices = [t for t in wide if t.name.endswith(("_proj", "_proj.weight"))]
+    return true_ffn_bytes(tensors) - sum(t.nbytes // 2 for t in matrices)
+
+
+def rows(run: Path, out: Path, method: str) -> list[dict[str, Any]]:
+    """A row for each variant that has been scored."""
+    found = []
+    for name, family in FAMILIES.items():
+        for width in VARIANTS[name]:
+            result = out / name / f"{width}-score" / "result.json"
+            if not result.exists():
+                continue
+            scores = json.loads(result.read_text())
+            packed = out / name / width
+            weights = packed if packed.exists() else out / name / "trained" if family.experts else run / name
+            found.append({
+                **{"what": "accuracy", "family": name, "title": family.title, "width": width, "group": GROUP},
+                "method": method if width != "none" else "none",
+                "nominal_bits": nominal_bits(name, width),
+                "sixteenths": round(sixteenths(name, width), 3),
+                "ffn_bytes": stored_ffn_bytes(weights),
+                "skills": scores["skills"],
+                "average": scores["average"],
+            })  # fmt: skip
+    return found
+
+
+def best_within(rows: Sequence[Mapping[str, Any]], budget: float) -> list[Mapping[str, Any]]:
+    """Of each family the best on average among the variants within `budget` sixteenths; families without any left out."""
+    found = []
+    for name in FAMILIES:
+        fitting = [row for row in rows if row["family"] == name and row["sixteenths"] <= budget + 1e-6]
+        if fitting:
+            found.append(max(fitting, key=lambda row: row["average"]["value"]))
+    return found
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """The page's tables, as Markdown."""
+    rows = report["rows"]
+    skills = list(rows[0]["skills"])
+
+    def line(row: Mapping[str, Any]) -> str:
+        scores = " | ".join(f"{100 * row['skills'][s]['value']:.1f}" for s in skills)
+        average = row["average"]
+        interval = f"{100 * average['value']:.1f} ({100 * average['low']:.1f} to {100 * average['high']:.1f})"
+        width = {"none": "BF16"}.get(row["width"], row["width"].upper())
+        return (
+            f"| {row['title']} | {width} | {row['sixteenths']:.2f}/16 | {row['ffn_bytes']:,} | {scores} | {interval} |"
+        )
+
+    head = f"| model | after training | paper's accounting | true bytes | {' | '.join(skills)} | average (95%) |"
+    rule = "|---|---|---:|---:|" + "---:|" * len(skills) + "---|"
+    parts = ["Every variant:", "", head, rule, *map(line, rows)]
+    for budget in BUDGETS:
+        within = best_within(rows, budget)
+        note = {3: ", as the paper's 3.4 GB at 3B", 6: ", as its 6.8 GB"}.get(budget, "")
+        parts += ["", f"The best of each within {budget}/16 of four BF16 experts{note}:", "", head, rule]
+        parts += map(line, sorted(within, key=lambda row: -row["average"]["value"]))
+    return "\n".join(parts)
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Average accuracy over true bytes, a line a family, with the intervals."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    from benchmarks.plot import INK
+
+    pyplot.rcParams.update({"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK})
+    pyplot.rcParams.update({"axes.edgecolor": INK, "font.size": 10, "svg.hashsalt": "mote"})
+    figure, axis = pyplot.subplots(figsize=(8.4, 4.8))
+    for (name, family), colour in zip(
+        FAMILIES.items(), ("#2f81f7", "#d29922", "#b87333", "#8250df", "#57606a"), strict=True
+    ):
+        points = sorted((r for r in report["rows"] if r["family"] == name), key=lambda r: r["ffn_bytes"])
+        x = [row["ffn_bytes"] / 1e6 for row in points]
+        y = [100 * row["average"]["value"] for row in points]
+        below = [100 * (row["average"]["value"] - row["average"]["low"]) for row in points]
+        above = [100 * (row["average"]["high"] - row["average"]["value"]) for row in points]
+        axis.errorbar(x, y, (below, above), marker="o", capsize=3, label=family.title, color=colour)
+        for row, at, value in zip(points, x, y, strict=True):
+            width = {"none": "BF16"}.get(row["width"], row["width"].upper())
+            axis.annotate(width, (at, value), (5, 5), textcoords="offset points", fontsize=8, color=colour)
+    axis.set_xscale("log")
+    ticks = [25, 50, 100, 200, 400, 800]
+    axis.set_xticks(ticks, map(str, ticks))
+    axis.minorticks_off()
+    axis.set_xlabel("feed-forward networks as stored, MB, scales and routers included")
+    axis.set_ylabel("average of the skills, val split, percent")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/small"))
+    parser.add_argument("--out-dir", type=Path, default=Path("runs/budget"))
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/small.yaml"))
+    parser.add_argument("--method", default="gptq", choices=("rtn", "hqq", "gptq"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "budget.json")
+    parser.add_argument("--draw", action="store_true", help="only the picture and the page, from the report")
+    a = parser.parse_args()
+    if not a.draw:
+        from mote.cli.experiment import read_experiment
+        from mote.cli.steps import run_steps
+
+        e = read_experiment(a.recipe)
+        run = a.run.absolute()
+        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed)))
+        found = rows(run, a.out_dir, a.method)
+        save(a.out, {}, found, settings={"recipe": a.recipe.name, "method": a.method, "split": "val", "seed": e.seed})
+    report = json.loads(a.out.read_text())
+    draw(report, PICTURE)
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(report)}\n\n{END}{after}")
+    print(PAGE, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
