@@ -1,4 +1,4 @@
-"""Accuracy against the bytes of the feed-forward networks: ternary experts, fewer and larger ones, dense, on real weights.
+"""Accuracy against the bytes of the feed-forward networks: ternary experts, fewer larger ones, dense; on real weights.
 
     python -m benchmarks.budget [--run runs/small] [--out-dir runs/budget] [--recipe recipes/small.yaml]
     python -m benchmarks.budget --draw
@@ -187,7 +187,7 @@ def rows(run: Path, out: Path, method: str) -> list[dict[str, Any]]:
 
 
 def best_within(rows: Sequence[Mapping[str, Any]], budget: float) -> list[Mapping[str, Any]]:
-    """Of each family the best on average among the variants within `budget` sixteenths; families without any left out."""
+    """Of each family that has any, the best on average of the variants within `budget` sixteenths."""
     found = []
     for name in FAMILIES:
         fitting = [row for row in rows if row["family"] == name and row["sixteenths"] <= budget + 1e-6]
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/small"))
     parser.add_argument("--out-dir", type=Path, default=Path("runs/budget"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/small.yaml"))
-    parser.add_argument("--method", default="gptq", choices=("rtn", "hqq", "gptq"))
+    parser.add_argument("--method", default="hqq", choices=("rtn", "hqq", "gptq"))
     parser.add_argument("--out", type=Path, default=RESULTS / "budget.json")
     parser.add_argument("--draw", action="store_true", help="only the picture and the page, from the report")
     a = parser.parse_args()

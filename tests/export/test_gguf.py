@@ -130,7 +130,15 @@ def test_an_upcycled_checkpoint_gives_the_file_of_the_packed_one(make: Make, tmp
         np.testing.assert_array_equal(tensor.data, second[name].data)
 
 
-@pytest.mark.parametrize(("pack", "kind"), [({"shared": "int4"}, "Q4_0"), ({"shared": "int8", "group": 32}, "Q8_0")])
+@pytest.mark.parametrize(
+    ("pack", "kind"),
+    [
+        ({"shared": "int3"}, "Q4_0"),
+        ({"shared": "int4"}, "Q4_0"),
+        ({"shared": "int6"}, "Q8_0"),
+        ({"shared": "int8", "group": 32}, "Q8_0"),
+    ],
+)
 def test_packed_shared_experts_keep_their_integers(make: Make, tmp_path: Path, pack: dict[str, Any], kind: str) -> None:
     packed, out = make("llama", pack=pack), tmp_path / "model.gguf"
     done = export_gguf(packed, out, GgufConfig())
@@ -143,6 +151,18 @@ def test_packed_shared_experts_keep_their_integers(make: Make, tmp_path: Path, p
     again = tmp_path / "again.gguf"
     notes = export_gguf(packed, again, GgufConfig(shared="BF16")).notes
     assert any("ffn_down_shexp: int" in note and "rounded to BF16" in note for note in notes)
+
+
+def test_zero_points_are_multiplied_out(make: Make, tmp_path: Path) -> None:
+    packed, out = make("llama", pack={"shared": "int4", "symmetric": False}), tmp_path / "model.gguf"
+    done = export_gguf(packed, out, GgufConfig(shared="F32"))
+    linear = mote.model.opening.open_model(packed, dtype=torch.float32).model.layers[1].mlp.down_proj
+    weight = linear.layout.decode(linear.packed, linear.scale, linear.zero).numpy()
+    np.testing.assert_array_equal(values(tensors(out)["blk.1.ffn_down_shexp.weight"]), weight)
+
+    done = export_gguf(packed, tmp_path / "auto.gguf", GgufConfig())
+    assert done.types["shared"] == ["BF16"]
+    assert any("ffn_down_shexp: int4 multiplied out" in note for note in done.notes)
 
 
 def test_a_tied_table_stands_twice(make: Make, tmp_path: Path) -> None:

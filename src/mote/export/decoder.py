@@ -23,9 +23,9 @@ from mote.model.opening import open_config
 FAMILIES = ("llama", "mistral", "qwen2")
 ROPES = ("default", "linear")
 LAYER = re.compile(
-    r"(input_layernorm|post_attention_layernorm)\.weight|self_attn\.([qkv]_proj\.(weight|bias|packed|scale)"
-    r"|o_proj\.(weight|packed|scale))|mlp\.(gate|up|down)_proj\.(weight|packed|scale)|mlp\.router\.weight"
-    r"|mlp\.experts\.((gate|up|down)_proj(_packed|_scale)?|gain)"
+    r"(input_layernorm|post_attention_layernorm)\.weight|self_attn\.([qkv]_proj\.(weight|bias|packed|scale|zero)"
+    r"|o_proj\.(weight|packed|scale|zero))|mlp\.(gate|up|down)_proj\.(weight|packed|scale|zero)|mlp\.router\.weight"
+    r"|mlp\.experts\.((gate|up|down)_proj(_packed|_scale|_zero)?|gain)"
     r"|self_attn\.rotary_emb\.inv_freq"  # a constant that old checkpoints keep
 )
 """Names inside a decoder layer that every export knows."""

@@ -43,7 +43,7 @@ def choose(asked: str, stored: Stored, where: str) -> Choice:
             )
         return Choice(kind, f"{reason}: Q4_0 instead of {name}, the same numbers")
     if name in FLOATS:
-        exact = name == "F32" or not stored.levels
+        exact = name == "F32" or (not stored.levels and stored.dtype != "U8")
         return Choice(kind, "" if exact else f"{stored.format.quantizer} multiplied out, products rounded to BF16")
     if stored.cols % kind.block:
         raise FormatError(
@@ -74,8 +74,8 @@ def write(matrix: Matrix, kind: GgmlType) -> Bytes:
 
 def _automatic(stored: Stored) -> str:
     """The type that holds the stored numbers exactly."""
-    if not stored.levels:
-        return "BF16" if stored.dtype == "BF16" else "F32"
+    if not stored.levels:  # no type of ggml has zero points of 16 bits for such groups
+        return "BF16" if stored.dtype in ("BF16", "U8") else "F32"
     if stored.levels == 1:
         return "TQ2_0"
     return "Q4_0" if _holds(TYPES["Q4_0"], stored) else "Q8_0"

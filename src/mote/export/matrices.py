@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mote.checkpoint.contract import MoteConfig, integer_codec
+from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.layout import codec_of, is_ternary
 from mote.checkpoint.shards import Checkpoint, count_not_finite
 from mote.errors import CheckpointError
-from mote.ternary.codecs import CODECS, scales_from_strips
-from mote.ternary.format import FULL_PRECISION, WeightFormat
+from mote.ternary.codecs import CODECS
+from mote.ternary.format import FULL_PRECISION, WeightFormat, integer_codec
+from mote.ternary.integers import PackedTensors, dequantize_integers, unpack_integers
 from mote.ternary.quantize import quantize_weight
 
 
@@ -51,9 +52,12 @@ class Stored:
 
     @property
     def levels(self) -> int:
-        """Largest integer magnitude; 0 for floats."""
-        # A method other than round to nearest may use -8 in int4.
-        return 8 if integer_codec(self.format) == "int4" else self.format.max_level
+        """Largest integer magnitude; 0 for floats, and for grids with zero points, which are multiplied out."""
+        if not self.format.symmetric:
+            return 0
+        # A method other than round to nearest may use the lowest integer too; of 8 bits no codec holds it.
+        lowest = integer_codec(self.format) not in (None, "int8")
+        return self.format.max_level + 1 if lowest else self.format.max_level
 
     @property
     def group(self) -> int:
@@ -88,8 +92,7 @@ class Matrices:
         """The matrix itself."""
         fmt = stored.format
         if stored.dtype == "U8":
-            packed = self._checkpoint.read(f"{module}.packed")
-            return self._decoded(packed, self._checkpoint.read(f"{module}.scale"), stored)
+            return self._decoded(f"{module}.", stored)
         weight = self._checkpoint.read(f"{module}.weight", finite=True)
         return _quantized(weight, stored, 1.0) if fmt.quantizer != "none" else weight.float().numpy()
 
@@ -102,8 +105,7 @@ class Matrices:
     def read_expert(self, stack: str, expert: int, stored: Stored) -> Matrix:
         """One of the stack. A gain (combine "gated") that is still apart is in its scales or weights."""
         if stored.dtype == "U8":
-            packed = self._checkpoint.read(f"{stack}_packed")[expert]
-            return self._decoded(packed, self._checkpoint.read(f"{stack}_scale")[expert], stored)
+            return self._decoded(f"{stack}_", stored, expert)
         gain, name = 1.0, stack.removesuffix("down_proj") + "gain"
         if stack.endswith("down_proj") and name in self._checkpoint.tensors:
             gain = float(self._checkpoint.read(name, finite=True)[expert])
@@ -114,13 +116,21 @@ class Matrices:
             return _quantized(weight, stored, gain)
         return (weight.float() * gain).numpy()
 
-    def _decoded(self, packed: Tensor, scale: Tensor, stored: Stored) -> Integers:
+    def _decoded(self, prefix: str, stored: Stored, expert: int | None = None) -> Matrix:
+        """A packed matrix, or one of a stack of experts, whose tensors' names begin with `prefix`."""
         fmt = stored.format
+        names = ("packed", "scale") if fmt.symmetric else ("packed", "scale", "zero")
+        tensors = [self._checkpoint.read(f"{prefix}{name}") for name in names]
+        packed, scale, *zero = tensors if expert is None else [tensor[expert] for tensor in tensors]
         codec = CODECS[codec_of(self._mote, fmt) or ""]
         codec.check(packed, stored.rows, stored.cols, fmt.group)
-        q = codec.unpack(packed, stored.rows, stored.cols, fmt.group)
-        scale = scale if is_ternary(fmt) else scales_from_strips(scale, stored.rows)
-        return Integers(q.numpy(), _per_row(scale, stored.rows), stored.group)
+        if is_ternary(fmt):
+            q = codec.unpack(packed, stored.rows, stored.cols, fmt.group)
+            return Integers(q.numpy(), _per_row(scale, stored.rows), stored.group)
+        weight = unpack_integers(PackedTensors(packed, scale, *zero), stored.rows, stored.cols, fmt)
+        if not fmt.symmetric:
+            return dequantize_integers(weight, fmt).numpy()
+        return Integers(weight.q.numpy(), _per_row(weight.scale, stored.rows), stored.group)
 
     def _format(self, module: str) -> WeightFormat:
         """How a matrix outside of the routed experts is quantised."""
