@@ -58,12 +58,14 @@ class Setting:
     calibration: str = ""
 
 
-def settings(name: str, methods: Sequence[str], widths: Sequence[int], mix: bool) -> Iterator[Setting]:
-    """Rows of one model, the cheap ones first."""
+def settings(
+    name: str, methods: Sequence[str], widths: Sequence[int], grids: Sequence[str], mix: bool
+) -> Iterator[Setting]:
+    """Rows of one model."""
     yield Setting(name, "none", 0)
     for method in methods:
         for bits in widths:
-            for symmetric in (True, False):
+            for symmetric in (grid == "symmetric" for grid in grids):
                 if method == "hqq" and symmetric:
                     continue
                 data = "text" if method in ("gptq", "awq") else ""
@@ -192,6 +194,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", required=True, metavar="NAME=PATH", help="checkpoint or .gguf file")
     parser.add_argument("--methods", nargs="+", default=["rtn", "hqq", "gptq", "awq"])
     parser.add_argument("--bits", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--grids", nargs="+", default=["symmetric", "asymmetric"])
     parser.add_argument("--mix", type=Path, help="conversations with pictures, for rows calibrated on them as well")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "ptq.json")
@@ -200,7 +203,8 @@ def main() -> None:
     start = time.perf_counter()
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix)
-        for setting in settings(name, a.methods, a.bits, a.mix is not None and "vision" in _config(Path(path))):
+        mix = a.mix is not None and "vision" in _config(Path(path))
+        for setting in settings(name, a.methods, a.bits, a.grids, mix):
             if any(asdict(setting).items() <= row.items() for row in rows):
                 continue
             if time.perf_counter() - start > a.seconds:
