@@ -6,8 +6,10 @@
 Every matrix of every decoder layer (attention and feed-forward) in groups of 64, embeddings and head as they are.
 Perplexity of 32 windows of 512 tokens, weights dequantised to fp32 and activations as they come, so that it is the
 methods that are compared; 95% intervals by resampling windows. `excess` is the mean log-likelihood lost against the
-model before, window by window, whose interval is the one to compare rows by. Calibration: 64 other windows of the same
-text, or `--mix`, conversations with pictures.
+model before, window by window. `divergence` is how far its predictions are from the model's before, KL(before || after)
+in nats a token, over the first 8 windows: rounding can undo some training, and then make a fine-tuned model better at
+text, but never more like itself. Calibration: 64 other windows of the same text, or `--mix`, conversations with
+pictures.
 
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
@@ -43,6 +45,7 @@ from mote.ternary.integers import IntegerWeight, dequantize_integers
 from mote.ternary.round_to_nearest import round_to_nearest
 
 WINDOW, TESTED, CALIBRATED = 512, 32, 64
+COMPARED = 8
 GROUP = 64
 WIDTHS = (8, 4, 3, 2)
 
@@ -58,12 +61,14 @@ class Setting:
     calibration: str = ""
 
 
-def settings(name: str, methods: Sequence[str], widths: Sequence[int], mix: bool) -> Iterator[Setting]:
-    """Rows of one model, the cheap ones first."""
+def settings(
+    name: str, methods: Sequence[str], widths: Sequence[int], grids: Sequence[str], mix: bool
+) -> Iterator[Setting]:
+    """Rows of one model."""
     yield Setting(name, "none", 0)
     for method in methods:
         for bits in widths:
-            for symmetric in (True, False):
+            for symmetric in (grid == "symmetric" for grid in grids):
                 if method == "hqq" and symmetric:
                     continue
                 data = "text" if method in ("gptq", "awq") else ""
@@ -105,6 +110,14 @@ class Subject:
             tokenizer = getattr(processor, "tokenizer", processor)
         return list(tokenizer(text(), add_special_tokens=False)["input_ids"])
 
+    @cached_property
+    def before(self) -> list[Tensor]:
+        """Log-probabilities of the model as it is, fp16 [WINDOW, vocabulary], of the first `COMPARED` windows."""
+        model = self.load()
+        windows = torch.tensor(self.ids[: WINDOW * COMPARED]).view(COMPARED, WINDOW)
+        with torch.no_grad():
+            return [model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1).half() for ids in windows]
+
     def batches(self, setting: Setting, model: Any) -> tuple[Batch, ...]:
         """What calibration reads."""
         if setting.calibration == "text":
@@ -134,6 +147,19 @@ def losses(model: Any, ids: Sequence[int]) -> list[float]:
         logits: Tensor = model(input_ids=pair, use_cache=False).logits[:, :-1].float()
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), pair[:, 1:].flatten(), reduction="none")
         found += each.view(len(pair), -1).mean(1).tolist()
+    return found
+
+
+@torch.no_grad()
+def divergences(model: Any, subject: Subject) -> list[float]:
+    """KL(before || after) of each window, in nats a token."""
+    found = []
+    for index, before in enumerate(subject.before):
+        ids = torch.tensor(subject.ids[index * WINDOW :][:WINDOW])[None]
+        after = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        found.append(
+            float(torch.nn.functional.kl_div(after, before.float(), reduction="none", log_target=True).sum(-1).mean())
+        )
     return found
 
 
@@ -183,6 +209,10 @@ def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str
         lost = [a - b for a, b in zip(found, before, strict=True)]
         low, high = bootstrap(lost)
         row["excess"] = {"value": round(sum(lost) / len(lost), 5), "low": round(low, 5), "high": round(high, 5)}
+    if setting.bits:
+        apart = divergences(model, subject)
+        low, high = bootstrap(apart)
+        row["divergence"] = {"value": round(sum(apart) / len(apart), 5), "low": round(low, 5), "high": round(high, 5)}
     row["losses"] = [round(x, 5) for x in found]
     return row
 
@@ -192,6 +222,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", required=True, metavar="NAME=PATH", help="checkpoint or .gguf file")
     parser.add_argument("--methods", nargs="+", default=["rtn", "hqq", "gptq", "awq"])
     parser.add_argument("--bits", nargs="+", type=int, default=list(WIDTHS))
+    parser.add_argument("--grids", nargs="+", default=["symmetric", "asymmetric"])
     parser.add_argument("--mix", type=Path, help="conversations with pictures, for rows calibrated on them as well")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "ptq.json")
@@ -200,13 +231,15 @@ def main() -> None:
     start = time.perf_counter()
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix)
-        for setting in settings(name, a.methods, a.bits, a.mix is not None and "vision" in _config(Path(path))):
-            if any(asdict(setting).items() <= row.items() for row in rows):
+        mix = a.mix is not None and "vision" in _config(Path(path))
+        for setting in settings(name, a.methods, a.bits, a.grids, mix):
+            if any(asdict(setting).items() <= row.items() and ("divergence" in row or not row["bits"]) for row in rows):
                 continue
             if time.perf_counter() - start > a.seconds:
                 print("ptq: time is up; run it again to go on", file=sys.stderr)
                 return
             before = next((row["losses"] for row in rows if row["model"] == name and not row["bits"]), [])
+            rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             rows.append(measure(setting, subject, before))
             about = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}
             save(a.out, {}, rows, settings={**about, "windows": TESTED, "window": WINDOW, "calibrated": CALIBRATED})

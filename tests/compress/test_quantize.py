@@ -189,6 +189,21 @@ def test_experts_that_no_token_went_to_are_named_and_rounded(source, write_mix, 
         assert torch.equal(packed.read(name)[expert], written.read(name)[expert]) == (expert == 4)
 
 
+@pytest.mark.parametrize("quantizer", ["int4", "ternary"])
+def test_a_shared_expert_trained_on_a_grid_stays_on_it(quantizer, source, write_mix, tmp_path):
+    grid = {"scale": "absmax", "granularity": "group", "group": 32} if quantizer == "int4" else {}
+    shared = mote.WeightFormat(quantizer=quantizer, **grid)
+    checkpoint = mote.upcycle(source("llama", "dense"), tmp_path / "trained", shared=shared)
+    config = QuantizeConfig(method="gptq", attention="int3", group=32, samples=6)
+    data = write_mix(pictures=False)
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=data)
+    packed = mote.Checkpoint.open(mote.pack(checkpoint, tmp_path / "packed", attention="int3", group=32))
+    assert (written.mote.shared, written.mote.attention.scale) == (packed.mote.shared, "given")
+    changed = {name for name in packed.tensors if not torch.equal(packed.read(name), written.read(name))}
+    assert changed
+    assert all(".self_attn." in name for name in changed)
+
+
 def test_untied_heads_are_calibrated_and_tied_tables_rounded(tiny):
     for family, tied in (("llama", False), ("qwen2", True)):
         model = tiny(family)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from mote.checkpoint.contract import MoteConfig
 from mote.compress.config import PackConfig, Storage
 from mote.errors import RecipeError
 from mote.ternary.format import FULL_PRECISION, WeightFormat
@@ -42,6 +43,14 @@ class QuantizeConfig(PackConfig):
     def calibrated(self) -> bool:
         """Whether the method reads data."""
         return self.method in CALIBRATED
+
+    def contract(self, upcycled: MoteConfig | None, where: str, *, every_layer: bool = True) -> MoteConfig:
+        """As in packing; a shared expert that was trained on a grid is on it already, and stays unless another is asked
+        for."""
+        trained = upcycled is not None and upcycled.shared.quantizer != "none"
+        if trained and upcycled is not None and self.shared in ("int4", upcycled.shared.quantizer):
+            return replace(self, shared="none").contract(upcycled, where, every_layer=every_layer)
+        return super().contract(upcycled, where, every_layer=every_layer)
 
     def format(self, storage: Storage) -> WeightFormat:
         """The number format of one class of matrices: that of `pack`, with scales that the method gives."""

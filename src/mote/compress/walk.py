@@ -235,14 +235,18 @@ def _expert_recorder(sites: Mapping[str, Inputs]) -> Callable[[str, Tensor, Sequ
     return record
 
 
-def _enter(model: Any, layers: Any, batches: Sequence[Batch]) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a layer beside the hidden states: masks, positions."""
+
+
+def _enter(model: Any, layers: Any, batches: Sequence[Batch]) -> tuple[list[Tensor], list[list[Call]]]:
     """What the first layer reads, fp32 [B, T, H] per batch, and for each layer the other arguments of each batch."""
     hidden: list[Tensor] = []
-    calls: list[list[dict[str, Any]]] = [[] for _ in layers]
+    calls: list[list[Call]] = [[] for _ in layers]
 
     def stand_in(index: int) -> Callable[..., Tensor]:
         def forward(h_BTH: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            calls[index].append(kwargs)
+            calls[index].append((args, kwargs))
             if index == 0:
                 hidden.append(h_BTH.detach().float())
             return h_BTH
@@ -262,10 +266,10 @@ def _enter(model: Any, layers: Any, batches: Sequence[Batch]) -> tuple[list[Tens
     return hidden, calls
 
 
-def _through(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[dict[str, Any]]) -> list[Tensor]:
+def _through(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[Call]) -> list[Tensor]:
     outputs = []
-    for h_BTH, kwargs in zip(hidden, calls, strict=True):
-        out = layer(h_BTH, **kwargs)
+    for h_BTH, (args, kwargs) in zip(hidden, calls, strict=True):
+        out = layer(h_BTH, *args, **kwargs)
         outputs.append(out[0] if isinstance(out, tuple) else out)
     return outputs
 
