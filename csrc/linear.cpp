@@ -58,7 +58,9 @@ void Task::run() const {
     isa.floats->rows_dot(w().format, w().data + n0() * row_bytes, rows(), w().cols, input.x() + t0 * input.stride(),
                          input.stride(), tn, out, stride);
   } else if (const Form &form = *input.form(linear); is_scaled(w().format)) {
-    scaled(form, stride == kStripRows ? out : reinterpret_cast<float *>(scratch));
+    // Kernels write all 64 rows of a strip, which `out` may hold only where it has them.
+    const bool whole = stride == kStripRows && rows() == kStripRows;
+    scaled(form, whole ? out : reinterpret_cast<float *>(scratch));
   } else if (w().granularity == MOTE_GROUP) {
     ternary_grouped(form, reinterpret_cast<int32_t *>(scratch));
   } else {

@@ -65,7 +65,7 @@ void one_token(const ScaledStrip &w, const GroupedInput &input, float *y_R) {
 // Codes of `groups` k-groups into a tile.
 void unpack(int32_t format, const uint8_t *data, int64_t groups, uint8_t *tile) {
   const int64_t bytes = groups * kGroupBytes;
-  if (format == MOTE_INT8) {
+  if (format != MOTE_INT4) {
     for (int64_t i = 0; i < bytes; i += 16) store(tile + i, veorq_u8(load(data + i), bytes_of(128)));
     return;
   }
