@@ -1,7 +1,8 @@
 """Tiny random models of every family, and quiet libraries, for all tests."""
 
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +18,15 @@ IMAGE, PAD = 98, 0
 def _small_models_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The warning about small models is an error here; tests of the warning itself reset it."""
     monkeypatch.setattr("mote.upcycle.warning._given", True)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Make the system refuse to grow any file of this process beyond 64 KiB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(params=FAMILIES)

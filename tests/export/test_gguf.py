@@ -1,8 +1,7 @@
 """The GGUF file of small checkpoints, read by gguf's own reader."""
 
 import hashlib
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,15 +237,6 @@ def test_floats_do_not_go_into_ternary_types(make: Make, tmp_path: Path) -> None
     with pytest.raises(FormatError, match=r"ffn_gate_exps: TQ2_0 holds -1, 0, 1, and these are floats; choose Q8_0"):
         export_gguf(upcycled, tmp_path / "model.gguf", GgufConfig())
     assert export_gguf(upcycled, tmp_path / "model.gguf", GgufConfig(experts="Q8_0")).types["experts"] == ["Q8_0"]
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Make the system refuse to grow any file of this process beyond 64 KiB."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_what_was_there(make: Make, tmp_path: Path, request: pytest.FixtureRequest) -> None:

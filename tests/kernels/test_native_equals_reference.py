@@ -44,11 +44,23 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    kernels.select_isa(request.param)
-    yield request.param
+@pytest.fixture(autouse=True)
+def default_isa() -> Iterator[None]:
+    yield
     kernels.select_isa(None)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> str:
+    kernels.select_isa(request.param)
+    return str(request.param)
+
+
+def each_isa_and_threads() -> Iterator[tuple[str, int]]:
+    """Selects one ISA after the other: the reference takes longer than the kernels, and is asked once for all."""
+    for name in ISAS:
+        kernels.select_isa(name)
+        yield from ((name, threads) for threads in (1, 2, 5))
 
 
 def random_case(codec: str, rows: int, cols: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -82,15 +94,15 @@ def random_inputs(tokens: int, cols: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("rows", "cols", "tokens", "codec", "group"), CASES)
-def test_integers_are_exact(isa: str, codec: str, group: int, rows: int, cols: int, tokens: int) -> None:
+def test_integers_are_exact(codec: str, group: int, rows: int, cols: int, tokens: int) -> None:
     q_NK, x_q = random_case(codec, rows, cols, tokens)
     packed = reference.pack(q_NK, codec, group)
     expected = (x_q.double() @ q_NK.double().t()).to(torch.int32)
     assert torch.equal(expected, reference.matmul_i32(packed, codec, rows, cols, x_q, group))
-    for threads in (1, 2, 5):
+    for isa, threads in each_isa_and_threads():
         poisoned = torch.full((tokens, rows), -7, dtype=torch.int32)
         got = kernels.matmul_i32(packed, codec, rows, cols, x_q, group, threads=threads, out=poisoned)
-        assert torch.equal(got, expected)
+        assert torch.equal(got, expected), (isa, threads)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +111,7 @@ def test_integers_are_exact(isa: str, codec: str, group: int, rows: int, cols: i
     + [(*case[:4], "group", case[4]) for case in CASES if case[4]],
 )
 def test_scaled_outputs_have_the_same_bits(
-    isa: str, codec: str, granularity: str, group: int, rows: int, cols: int, tokens: int
+    codec: str, granularity: str, group: int, rows: int, cols: int, tokens: int
 ) -> None:
     q_NK, _ = random_case(codec, rows, cols, tokens)
     packed = reference.pack(q_NK, codec, group)
@@ -107,27 +119,25 @@ def test_scaled_outputs_have_the_same_bits(
     arguments = (packed, scale, codec, rows, cols, group, granularity, random_inputs(tokens, cols))
     for bias in (None, torch.linspace(-1, 1, rows)):
         expected = reference.linear(*arguments, bias=bias)
-        for threads in (1, 2, 5):
+        for isa, threads in each_isa_and_threads():
             poisoned = torch.full((tokens, rows), float("nan"))
             got = kernels.linear(*arguments, bias=bias, threads=threads, out=poisoned)
-            assert torch.equal(got, expected)
+            assert torch.equal(got, expected), (isa, threads)
 
 
 @pytest.mark.parametrize(("codec", "group"), ZEROS)
 @pytest.mark.parametrize(("rows", "cols", "tokens"), FEW_SHAPES)
-def test_outputs_with_zero_points_have_the_same_bits(
-    isa: str, codec: str, group: int, rows: int, cols: int, tokens: int
-) -> None:
+def test_outputs_with_zero_points_have_the_same_bits(codec: str, group: int, rows: int, cols: int, tokens: int) -> None:
     q_NK, _ = random_case(codec, rows, cols, tokens)
     packed, zero = reference.pack(q_NK, codec, group), random_zeros(codec, rows, cols, group)
     scale = random_scales(codec, "group", rows, cols, group)
     arguments = (packed, scale, codec, rows, cols, group, "group", random_inputs(tokens, cols))
     bias = torch.linspace(-1, 1, rows)
     expected = reference.linear(*arguments, zero=zero, bias=bias)
-    for threads in (1, 2, 5):
+    for isa, threads in each_isa_and_threads():
         poisoned = torch.full((tokens, rows), float("nan"))
         got = kernels.linear(*arguments, zero=zero, bias=bias, threads=threads, out=poisoned)
-        assert torch.equal(got, expected)
+        assert torch.equal(got, expected), (isa, threads)
 
 
 @pytest.mark.parametrize(

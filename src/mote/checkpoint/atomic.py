@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mote.errors import CheckpointError
 
@@ -25,21 +26,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_file(path: Path, data: bytes | str) -> None:
     """Replace the file at `path` by `data` (text as UTF-8) in one step. Raises CheckpointError."""
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        remove_stale(path)
-        with partial.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync(path.parent)
-    except OSError as error:
-        raise write_error(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with _beside(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_error(path: Path, error: OSError) -> CheckpointError:
@@ -97,19 +85,30 @@ def new_file(out: Path, *, force: bool = False, source: Path | None = None) -> I
         raise CheckpointError(f"{out}: exists and is not a file; choose another --out")
     if out.exists() and not force:
         raise CheckpointError(f"{out}: exists already; choose another --out, or --force to replace it")
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(out)
-        # Whoever opens this name again to write keeps the file, and with it the lock that tells it from a left-over.
-        with partial.open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield partial
-            os.fsync(file.fileno())
-            os.replace(partial, out)
-        _sync(out.parent)
     except OSError as error:
         raise write_error(out, error) from None
+    with _beside(out) as file:
+        # Whoever opens this name again to write keeps the file, and with it the lock that tells it from a left-over.
+        yield Path(file.name)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[BinaryIO]:
+    """An empty file beside `path`; on leaving without an error it takes the place of what is there."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        remove_stale(path)
+        with partial.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(partial, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

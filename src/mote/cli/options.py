@@ -28,6 +28,12 @@ RecipeFile = Annotated[
     Path | None,
     typer.Option("--recipe", metavar="FILE", help="Take this verb's settings from its section of a recipe."),
 ]
+STORAGE = "none|int2|int3|int4|int6|int8"
+Shared = Annotated[str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts, dense networks.")]
+Attention = Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")]
+Head = Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")]
+Group = Annotated[int | None, typer.Option("--group", help="Inputs per scale: 32, 64 or 128 [default: 64]")]
+Experts = Annotated[str | None, typer.Option("--experts", metavar=STORAGE, help="Routed experts that are not ternary.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random [default: the settings']")]
 Threads = Annotated[
     int, typer.Option("--threads", callback=_set_threads, help="CPU threads; 0: as many as there are cores.")

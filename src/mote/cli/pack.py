@@ -5,22 +5,32 @@ from typing import Annotated
 
 import typer
 
-from mote.cli.options import AsJson, Debug, Force, Out, RecipeFile, Settings, Threads
+from mote.cli.options import (
+    AsJson,
+    Attention,
+    Debug,
+    Experts,
+    Force,
+    Group,
+    Head,
+    Out,
+    RecipeFile,
+    Settings,
+    Shared,
+    Threads,
+)
 
 EXAMPLE = "mote pack runs/mote --out runs/packed --shared int4 --attention int8 --head int4"
-STORAGE = "none|int2|int3|int4|int6|int8"
 
 
 def run(
     checkpoint: Annotated[Path, typer.Argument(help="Up-cycled checkpoint, or a dense one with --shared and so on.")],
     out: Out,
-    shared: Annotated[str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts.")] = None,
-    attention: Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")] = None,
-    head: Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")] = None,
-    experts: Annotated[
-        str | None, typer.Option("--experts", metavar=STORAGE, help="Routed experts that are not ternary.")
-    ] = None,
-    group: Annotated[int | None, typer.Option("--group", help="Inputs per scale of integers: 32, 64, 128.")] = None,
+    shared: Shared = None,
+    attention: Attention = None,
+    head: Head = None,
+    experts: Experts = None,
+    group: Group = None,
     recipe: RecipeFile = None,
     set_: Settings = None,
     threads: Threads = 0,

@@ -5,10 +5,23 @@ from typing import Annotated
 
 import typer
 
-from mote.cli.options import AsJson, Debug, Force, Out, RecipeFile, Seed, Settings, Threads
+from mote.cli.options import (
+    STORAGE,
+    AsJson,
+    Attention,
+    Debug,
+    Experts,
+    Force,
+    Group,
+    Head,
+    Out,
+    RecipeFile,
+    Seed,
+    Settings,
+    Threads,
+)
 
 EXAMPLE = "mote quantize runs/mote --out runs/packed --shared int4 --method gptq --calibration runs/data"
-STORAGE = "none|int2|int3|int4|int6|int8"
 
 
 def run(
@@ -17,15 +30,13 @@ def run(
     shared: Annotated[
         str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts, dense networks [default: int4]")
     ] = None,
-    attention: Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")] = None,
-    head: Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")] = None,
-    experts: Annotated[
-        str | None, typer.Option("--experts", metavar=STORAGE, help="Full-precision routed experts (MoE-LLaVA).")
-    ] = None,
+    attention: Attention = None,
+    head: Head = None,
+    experts: Experts = None,
     method: Annotated[
         str | None, typer.Option("--method", metavar="rtn|hqq|gptq|awq", help="How integers are chosen [default: rtn]")
     ] = None,
-    group: Annotated[int | None, typer.Option("--group", help="Inputs per scale: 32, 64 or 128 [default: 64]")] = None,
+    group: Group = None,
     asymmetric: Annotated[
         bool | None, typer.Option("--asymmetric/--symmetric", help="A zero point per group, or none [default: none]")
     ] = None,

@@ -1,16 +1,13 @@
 """What packing does, as settings."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 from mote.checkpoint.contract import CodecName, MoteConfig
 from mote.checkpoint.layout import is_ternary
 from mote.errors import CheckpointError, FormatError
 from mote.model.packed import packable
-from mote.ternary.format import FULL_PRECISION, WeightFormat, integer_codec
-
-Storage = Literal["none", "int2", "int3", "int4", "int6", "int8"]
-GROUPS = (32, 64, 128)
+from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat, integer_codec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mote.checkpoint.contract import CodecName
-from mote.compress.config import PackConfig, Storage
+from mote.compress.config import PackConfig
 from mote.errors import RecipeError
+from mote.ternary.format import Storage
 
 
 def pack(

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mote.checkpoint.contract import MoteConfig
-from mote.compress.config import PackConfig, Storage
+from mote.compress.config import PackConfig
 from mote.errors import RecipeError
-from mote.ternary.format import FULL_PRECISION, WeightFormat
+from mote.ternary.format import FULL_PRECISION, Storage, WeightFormat
 
 Method = Literal["rtn", "hqq", "gptq", "awq"]
 CALIBRATED: tuple[Method, ...] = ("gptq", "awq")

@@ -10,13 +10,12 @@ from typing import Literal, get_args
 from mote.checkpoint.accounting import BF16_BITS, nominal_bits
 from mote.checkpoint.contract import CodecName, MoteConfig
 from mote.errors import FormatError, PlanError
-from mote.ternary.format import FULL_PRECISION, IntegerCodec, WeightFormat
+from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat
 
 Kind = Literal["mote", "moe-llava", "dense"]
-STORAGES: tuple[str, ...] = ("none", *(name for name in get_args(IntegerCodec) if name.startswith("int")))
-"""Storages by name, as `mote pack --shared` takes them: "none" (as it is, 16 bits) and the symmetric integers."""
+STORAGES: tuple[str, ...] = get_args(Storage)
+"""Storages by name, as `mote pack --shared` takes them: "none" is as it is, 16 bits."""
 CODECS: tuple[CodecName, ...] = get_args(CodecName)
-GROUPS = (32, 64, 128)
 
 
 @dataclass(frozen=True, kw_only=True)

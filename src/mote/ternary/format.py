@@ -11,6 +11,10 @@ Granularity = Literal["tensor", "row", "group"]
 ActivationDtype = Literal["int8", "int8_group", "none"]
 IntegerCodec = Literal["int2", "int3", "int4", "int6", "int8", "uint8"]
 
+Storage = Literal["none", "int2", "int3", "int4", "int6", "int8"]
+"""How weights that were trained in full precision are stored: as they are, or as integers with scales per group."""
+GROUPS = (32, 64, 128)
+"""Inputs per scale of stored integers."""
 QUANTIZERS: tuple[Quantizer, ...] = ("none", "ternary", "binary", "int2", "int3", "int4", "int6", "int8")
 
 

@@ -4,36 +4,12 @@ The bytes of `two_bit` with a fourth level. Symmetric round to nearest writes -1
 grids that are not symmetric, are bf16, [S, G, 64], one per row and group of inputs (`order.scales_to_strips`).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from mote.ternary.codecs.codec import Codec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_DIGITS = 4
-
-
-def encode(digits: Tensor) -> Tensor:
-    """uint8 digits [..., 4] in 0..3 -> uint8 [...]."""
-    packed = digits[..., 0].clone()
-    for p in range(1, _DIGITS):
-        packed |= digits[..., p] << (2 * p)
-    return packed
-
-
-def decode(packed: Tensor) -> Tensor:
-    """uint8 [...] -> uint8 digits [..., 4] in 0..3."""
-    import torch
-
-    return torch.stack([(packed >> (2 * p)) & 3 for p in range(_DIGITS)], dim=-1)
-
+from mote.ternary.codecs.two_bit import decode, encode
 
 INT2 = Codec(
     name="int2",
-    planes=_DIGITS,
+    planes=4,
     group_multiple=16,
     encode=encode,
     decode=decode,

@@ -13,7 +13,7 @@ _DIGITS = 4
 
 
 def encode(digits: Tensor) -> Tensor:
-    """uint8 digits [..., 4] in 0..2 -> uint8 [...]."""
+    """uint8 digits [..., 4] in 0..3 -> uint8 [...]. `int2` has the same bytes."""
     packed = digits[..., 0].clone()
     for p in range(1, _DIGITS):
         packed |= digits[..., p] << (2 * p)
