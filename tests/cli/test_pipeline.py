@@ -228,7 +228,14 @@ def test_ctrl_c_is_one_line_and_130(recipe: Path, tmp_path: Path) -> None:
 
     command = [sys.executable, "-c", "from mote.cli import main; main()", "pipeline", str(recipe)]
     command += ["--out", str(tmp_path / "run"), "--set", "data.skills={naming: {train: 100000}}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A job in the background of a script, as these tests may be, ignores SIGINT, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("[1/12]"), line + process.communicate()[1]
