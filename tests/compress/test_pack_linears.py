@@ -15,6 +15,7 @@ from mote.model.packed import PackedLinear, use_backend
 from mote.model.table import PackedEmbedding, TiedHead
 
 EVERYTHING = {"shared": "int4", "attention": "int8", "head": "int4", "group": 32}
+EYES = ("llava", "aya_vision")
 INT4 = mote.WeightFormat(quantizer="int4", scale="absmax", granularity="group", group=32)
 PACKED_INT4 = mote.WeightFormat(
     quantizer="int4", scale="absmax", granularity="group", group=32, activation="int8_group"
@@ -22,7 +23,11 @@ PACKED_INT4 = mote.WeightFormat(
 
 
 def _auto(family):
-    return AutoModelForImageTextToText if family in ("llava", "aya_vision") else AutoModelForCausalLM
+    return AutoModelForImageTextToText if family in EYES else AutoModelForCausalLM
+
+
+def _everything(family):
+    return {**EVERYTHING, "tower": "int8"} if family in EYES else EVERYTHING
 
 
 def _logits(model, batch):
@@ -34,9 +39,9 @@ def _logits(model, batch):
 def test_memory_disk_and_loaded_are_one(family, kind, tiny, inputs, tmp_path):
     model = mote.upcycle(tiny(family)) if kind == "mixture" else tiny(family)
     model.save_pretrained(tmp_path / "source", max_shard_size="30KB")
-    path = mote.pack(tmp_path / "source", tmp_path / "packed", **EVERYTHING)
+    path = mote.pack(tmp_path / "source", tmp_path / "packed", **_everything(family))
     loaded = _auto(family).from_pretrained(path)
-    packed = mote.pack(copy.deepcopy(model), **EVERYTHING)
+    packed = mote.pack(copy.deepcopy(model), **_everything(family))
     states = packed.state_dict(), loaded.state_dict()
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():
@@ -54,7 +59,7 @@ def test_memory_disk_and_loaded_are_one(family, kind, tiny, inputs, tmp_path):
 def test_logits_are_those_of_rounded_weights(family, tiny, inputs):
     """int8 activations apart: against the float model that holds the packed matrices' numbers."""
     model = mote.upcycle(tiny(family))
-    packed = mote.pack(copy.deepcopy(model), **EVERYTHING)
+    packed = mote.pack(copy.deepcopy(model), **_everything(family))
     plain = dict(model.named_modules())
     count = 0
     with torch.no_grad():
@@ -62,7 +67,8 @@ def test_logits_are_those_of_rounded_weights(family, tiny, inputs):
             if isinstance(module, PackedLinear | PackedEmbedding):
                 plain[name].weight.copy_(module.layout.decode(module.packed, module.scale))
                 count += 1
-    assert count == 2 * 7 + 1
+    layers = packed.config.vision_config.num_hidden_layers if family in EYES else 0
+    assert count == 2 * 7 + 1 + layers * 6
     batch = inputs(family)
     rounded, logits = _logits(model, batch), _logits(packed, batch)
     assert (rounded - logits).norm() / rounded.norm() < 0.02
@@ -192,7 +198,7 @@ def test_a_packed_model_with_eyes_answers(tiny, processor, tmp_path):
     Image.radial_gradient("L").resize((40, 30)).convert("RGB").save(tmp_path / "picture.png")
     mote.upcycle(tiny("aya_vision")).save_pretrained(tmp_path / "source")
     processor.save_pretrained(tmp_path / "source")
-    path = mote.pack(tmp_path / "source", tmp_path / "packed", **EVERYTHING)
+    path = mote.pack(tmp_path / "source", tmp_path / "packed", **_everything("aya_vision"))
     assert isinstance(mote.load(path).ask(tmp_path / "picture.png", "What is this", max_new_tokens=3), str)
 
 

@@ -69,20 +69,21 @@ def tokenizer(kind: str = "gpt-2") -> Any:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    """`make(family, pack={}, kind="gpt-2", text={}, **upcycle)`: a packed checkpoint, or with pack=None an up-cycled
-    one. Families: "llama", "qwen2", "llava" (SigLIP and Qwen2)."""
+    """`make(family, pack={}, kind="gpt-2", text={}, vision={}, **upcycle)`: a packed checkpoint, or with pack=None an
+    up-cycled one. Families: "llama", "qwen2", "llava" (SigLIP and Qwen2)."""
 
     def build(
         family: str,
         pack: dict[str, Any] | None = {},  # noqa: B006  never written to
         kind: str = "gpt-2",
         text: dict[str, Any] | None = None,
+        vision: dict[str, Any] | None = None,
         **upcycle: Any,
     ) -> Path:
         import torch
 
         root = tmp_path / f"{family}-{len(list(tmp_path.iterdir()))}"
-        model = mote.upcycle(_dense(family, {**SIZES, **(text or {})}), **upcycle)
+        model = mote.upcycle(_dense(family, {**SIZES, **(text or {})}, vision or {}), **upcycle)
         _stir(model, torch.Generator().manual_seed(1))
         model.save_pretrained(root / "upcycled")
         _side_files(family, kind, root / "upcycled")
@@ -91,7 +92,7 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     return build
 
 
-def _dense(family: str, sizes: dict[str, Any]) -> Any:
+def _dense(family: str, sizes: dict[str, Any], eyes: dict[str, Any]) -> Any:
     import torch
     import transformers as tf
 
@@ -102,14 +103,8 @@ def _dense(family: str, sizes: dict[str, Any]) -> Any:
         return tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, tie_word_embeddings=True)).eval()
     if family == "qwen2":
         return tf.Qwen2ForCausalLM(tf.Qwen2Config(**sizes, tie_word_embeddings=False)).eval()
-    vision = tf.SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=56,
-        patch_size=14,
-    )
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, **eyes}
+    vision = tf.SiglipVisionConfig(**shape, image_size=56, patch_size=14)
     config = tf.LlavaConfig(
         vision_config=vision,
         text_config=tf.Qwen2Config(**sizes),

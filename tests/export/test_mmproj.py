@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from gguf.quants import dequantize
 
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import MoteError
 from mote.export.bailingmoe import export_gguf
 from mote.export.config import GgufConfig
+from mote.model.opening import open_config
+from mote.run.picture import load_tower
 
 Make = Callable[..., Path]
 
@@ -48,6 +51,20 @@ def test_quantised_towers_are_asked_for(make: Make, tmp_path: Path) -> None:
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(done.mmproj).tensors}
     assert kinds["v.blk.0.ffn_up.weight"] == kinds["mm.2.weight"] == "Q8_0"
     assert kinds["v.patch_embd.weight"] == kinds["v.position_embd.weight"] == kinds["mm.0.bias"] == "F32"
+
+
+def test_a_packed_tower_is_its_own_numbers(make: Make, tmp_path: Path) -> None:
+    packed = make("llava", pack={"tower": "int8"}, vision={"hidden_size": 64, "intermediate_size": 80})
+    done = export_gguf(packed, tmp_path / "model.gguf", GgufConfig())
+    found = {tensor.name: tensor for tensor in GGUFReader(done.mmproj).tensors}
+    kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
+    assert kinds["v.blk.0.ffn_up.weight"] == kinds["v.blk.1.attn_q.weight"] == "Q8_0"
+    assert kinds["v.blk.0.ffn_down.weight"] == "BF16", "80 inputs are no whole number of Q8_0's blocks"
+    tower = load_tower(Checkpoint.open(packed), open_config(Checkpoint.open(packed)))
+    ours = next(module for name, module in tower.named_modules() if name.endswith("layers.1.self_attn.q_proj"))
+    expected = ours.layout.decode(ours.packed, ours.scale).numpy()
+    q = found["v.blk.1.attn_q.weight"]
+    np.testing.assert_allclose(dequantize(q.data, q.tensor_type), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

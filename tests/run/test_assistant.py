@@ -7,6 +7,8 @@ from PIL import Image
 
 import mote
 from mote.errors import CheckpointError, DataError, EngineError, MoteError, UnsupportedModelError
+from mote.model.linears import tower_matrices
+from mote.model.packed import PackedLinear, use_backend
 
 
 @pytest.mark.parametrize("family", ["aya_vision", "llava"])
@@ -101,6 +103,44 @@ def test_a_tower_with_other_weights_has_its_own_cache(checkpoints, picture, tmp_
     found = mote.load(root, features=tmp_path / "cache").picture(picture).embeddings
     assert not np.array_equal(found, expected)
     assert np.array_equal(found, mote.load(root).picture(picture).embeddings)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", ["llava", "aya_vision"])
+def test_a_packed_tower_sees_as_its_rounded_weights(family, dtype, checkpoints, picture, monkeypatch, tmp_path):
+    monkeypatch.setattr("mote.run.picture._dtype", lambda: dtype)
+    upcycled = checkpoints(family)[1]
+    root = mote.pack(upcycled, tmp_path / "eyes", tower="int8", group=32)
+    held, plain = mote.Checkpoint.open(root), mote.Checkpoint.open(upcycled)
+    names = tower_matrices(plain.tensors)
+    assert len(names) == 2 * 6
+    assert all(f"{name}.packed" in held.tensors and f"{name}.weight" not in held.tensors for name in names)
+    engine = mote.load(root)
+    found = torch.from_numpy(engine.picture(picture).embeddings)
+    tower = engine.sight._parts.vision_tower
+    layouts = [module for module in tower.modules() if isinstance(module, PackedLinear)]
+    assert len(layouts) == len(names)
+    assert all(module.scale.dtype == torch.bfloat16 for module in layouts)
+    reference = mote.load(_rounded_tower(root, upcycled, tower, tmp_path / "rounded"))
+    expected = torch.from_numpy(reference.picture(picture).embeddings)
+    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+    use_backend(tower, "reference")
+    engine.sight.forget()
+    assert torch.equal(torch.from_numpy(engine.picture(picture).embeddings), found)
+
+
+def _rounded_tower(packed, upcycled, tower, out):
+    """The up-cycled checkpoint, packed, with the weights that a packed tower stands for in its tower."""
+    from safetensors.torch import load_file, save_file
+
+    out = mote.pack(upcycled, out)
+    tensors = load_file(out / "model.safetensors")
+    prefix = next(name for name in tensors if "vision_tower." in name).split("vision_tower.")[0] + "vision_tower."
+    for name, module in tower.named_modules():
+        if isinstance(module, PackedLinear):
+            tensors[f"{prefix}{name}.weight"] = module.layout.decode(module.packed, module.scale)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
 
 
 def test_the_tokens_of_a_large_vocabulary_are_not_looked_at(checkpoints, monkeypatch):

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
-from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.contract import CLASSES, MoteConfig
 from mote.checkpoint.header import PlannedTensor, TensorInfo
 from mote.checkpoint.layout import (
     MATRICES,
@@ -180,7 +180,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         hidden, ffn = ffn_sizes(sizes, checkpoint.config, checkpoint.tensors, first)
         summary["paper_gib"] = paper_gib_of(mote, hidden, ffn, len(prefixes))
     if mote is not None:
-        summary["formats"] = {name: mote.to_dict()[name] for name in ("shared", "attention", "head")}
+        summary["formats"] = {name: mote.to_dict()[name] for name in CLASSES if name != "routed"}
         if mote.layers:
             summary["mixture"] = _mixture(checkpoint, mote)
         else:

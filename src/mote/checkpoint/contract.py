@@ -18,7 +18,12 @@ MODEL_TYPE = "mote_lmm"
 State = Literal["dense", "upcycled", "packed"]
 Combine = Literal["add", "convex", "gated"]
 CodecName = Literal["base3", "2bit"]
-SIZES = ("hidden_size", "ffn_size", "query_size", "key_value_size", "vocab_size")
+CLASSES = ("routed", "shared", "attention", "head", "tower")
+"""Keys that are number formats, each of one class of matrices."""
+SIZES = (
+    *("hidden_size", "ffn_size", "query_size", "key_value_size", "vocab_size"),
+    *("tower_hidden_size", "tower_ffn_size"),
+)
 """Keys that state unpadded sizes, which packed tensors do not tell."""
 
 
@@ -37,14 +42,16 @@ class MoteConfig:
         per expert that starts at 0 and folds into the down scale at packing.
     routed, shared: number formats of the routed experts' and the shared expert's matrices. An `integer_codec` format of
         `shared` in a packed model is also that of the FFNs in layers without a mixture.
-    attention, head: number formats of the projections q, k, v, o and of the language model's head (with a tied
-        embedding, of the one table that is both): full precision, or an `integer_codec` format in a packed model.
+    attention, head, tower: number formats of the projections q, k, v, o, of the language model's head (with a tied
+        embedding, of the one table that is both), and of the matrices in the vision tower's layers: full precision, or
+        an `integer_codec` format in a packed model.
     codec: packed layout of the ternary matrices; None where there are none, or state is not "packed".
     balance_coefficient: weight of the load-balancing loss (Switch), summed over layers.
     hidden_size, ffn_size: H and F of the FFNs, without which packed tensors cannot be decoded; 0 where a
         float shared expert or the float experts tell them.
     query_size, key_value_size, vocab_size: rows of q (columns of o), rows of k and of v, rows of the head; stated where
         these are packed, else 0.
+    tower_hidden_size, tower_ffn_size: hidden size of the vision tower and width of its networks, likewise.
 
     A dense model whose matrices are packed has state "packed", no layers, no experts (num_experts = top_k = 0).
     """
@@ -61,6 +68,7 @@ class MoteConfig:
     shared: WeightFormat = FULL_PRECISION
     attention: WeightFormat = FULL_PRECISION
     head: WeightFormat = FULL_PRECISION
+    tower: WeightFormat = FULL_PRECISION
     codec: CodecName | None = None
     balance_coefficient: float = 0.01
     hidden_size: int = 0
@@ -68,6 +76,8 @@ class MoteConfig:
     query_size: int = 0
     key_value_size: int = 0
     vocab_size: int = 0
+    tower_hidden_size: int = 0
+    tower_ffn_size: int = 0
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -106,7 +116,7 @@ class MoteConfig:
             raise FormatError(f"quantization_config: codec={self.codec!r} with state={self.state!r} and no mixture")
         if tuple(sorted(set(self.layers))) != tuple(self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
-        for name in ("attention", "head"):
+        for name in ("attention", "head", "tower"):
             fmt = getattr(self, name)
             if fmt.quantizer != "none" and (self.state != "packed" or integer_codec(fmt) is None):
                 raise FormatError(
@@ -120,7 +130,7 @@ class MoteConfig:
         """JSON-able form, as it stands in config.json; `from_dict` is its inverse."""
         plain = asdict(self)
         plain["layers"] = list(self.layers)
-        for name in ("routed", "shared", "attention", "head"):
+        for name in CLASSES:
             if plain[name]["symmetric"]:  # which it is where the key is absent, as in files of before it existed
                 del plain[name]["symmetric"]
         return {"quant_method": QUANT_METHOD, **plain}
@@ -136,7 +146,7 @@ class MoteConfig:
         if unknown:
             raise CheckpointError(f"quantization_config: unknown keys {sorted(unknown)}; written by a newer mote?")
         try:
-            for name in ("routed", "shared", "attention", "head"):
+            for name in CLASSES:
                 if name in plain:
                     plain[name] = WeightFormat(**plain[name])
             plain["layers"] = tuple(plain.get("layers", ()))

@@ -13,8 +13,8 @@ dense keys stay valid:
     <layer>.mlp.experts.{gate,up,down}_proj_scale       ternary: [E] | [E, N] | [E, N, G] F32; else as `<module>.scale`
     <layer>.mlp.experts.{gate,up,down}_proj_zero        [E, S, G, 64] BF16, of grids that are not symmetric
 
-A packed linear (shared expert, FFN of a layer without a mixture, attention projection, head or tied table) has, where
-`<module>.weight` was,
+A packed linear (shared expert, FFN of a layer without a mixture, attention projection, head or tied table, matrix in a
+layer of the vision tower) has, where `<module>.weight` was,
 
     <module>.packed                                     [S, KG, 256 | 768] U8
     <module>.scale                                      ternary: [] | [N] | [N, G] F32; integers: [S, G, 64] BF16
@@ -41,7 +41,18 @@ STRIP_ROWS = 64
 VISION = re.compile(r"(^|\.)(vision_tower|vision_model|visual|vision_encoder)\.")
 _MIXTURE = re.compile(r"^(?:.*\.)?layers\.(\d+)\.mlp\.router\.weight$")
 _DECODER = re.compile(r"^((?:.*\.)?layers\.(\d+)\.)mlp\.(?:router\.weight|gate_proj\.(?:weight|packed))$")
-_PACKED = re.compile(r"(\.mlp\.experts\.(gate|up|down)_proj_packed|(_proj|embed_tokens|lm_head)\.packed)$")
+TOWER = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"), ("tower_hidden_size", "tower_hidden_size")),
+    **dict.fromkeys(("query", "key", "value", "dense"), ("tower_hidden_size", "tower_hidden_size")),
+    "fc1": ("tower_ffn_size", "tower_hidden_size"),
+    "fc2": ("tower_hidden_size", "tower_ffn_size"),
+}
+"""Last part of the name of a matrix in a vision tower's layers (CLIP, SigLIP, DINOv2 by either of its names) -> what
+its rows and columns are called in the contract."""
+_IN_TOWER = re.compile(rf"^(.*\.layers?\.\d+\..*\b({'|'.join(TOWER)}))\.(?:weight|packed)$")
+_PACKED = re.compile(
+    rf"(\.mlp\.experts\.(gate|up|down)_proj_packed|(_proj|embed_tokens|lm_head|{'|'.join(TOWER)})\.packed)$"
+)
 _HEAD = re.compile(r"^(?:.*\.)?(?:lm_head|embed_tokens)\.packed$")
 
 Expected = tuple[tuple[str, ...], tuple[int, ...]]
@@ -166,11 +177,20 @@ def expected_tensors(mote: MoteConfig, prefix: str, hidden: int, ffn: int) -> di
     return expected
 
 
+def tower_matrices(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Name of each matrix in the vision tower's layers -> what its rows and columns are called in the contract.
+
+    names: of all tensors. Embeddings, and what a tower has after its layers, are not among them.
+    """
+    found = (_IN_TOWER.match(name) for name in names if VISION.search(name))
+    return {match[1]: TOWER[match[2]] for match in found if match}
+
+
 def plain_linears(mote: MoteConfig, names: Iterable[str]) -> dict[str, Linear]:
     """Module name -> sizes of every packed linear outside of the mixtures.
 
-    These are the FFNs of layers without a mixture, the attention projections and the head. names: of all tensors.
-    Raises CheckpointError when the head is not there, or twice.
+    These are the FFNs of layers without a mixture, the attention projections, the head and the vision tower's matrices.
+    names: of all tensors. Raises CheckpointError when the head is not there, or twice.
     """
     names = list(names)
     found: dict[str, Linear] = {}
@@ -192,6 +212,9 @@ def plain_linears(mote: MoteConfig, names: Iterable[str]) -> dict[str, Linear]:
         if len(tables) != 1:
             raise CheckpointError(f"holds {len(tables)} packed heads; its quantization_config promises one")
         found[tables[0].removesuffix(".packed")] = Linear(mote.vocab_size, hidden, mote.head, head)
+    if (tower := codec_of(mote, mote.tower)) is not None:
+        for module, (rows, cols) in tower_matrices(names).items():
+            found[module] = Linear(getattr(mote, rows), getattr(mote, cols), mote.tower, tower)
     return found
 
 

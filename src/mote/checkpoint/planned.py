@@ -7,6 +7,7 @@ and `Linear.expected`, which a checkpoint is checked against when it is opened.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import PlannedTensor
@@ -17,6 +18,7 @@ from mote.checkpoint.layout import (
     decoder_prefixes,
     expected_tensors,
     plain_linears,
+    tower_matrices,
 )
 from mote.errors import UnsupportedModelError
 from mote.ternary.format import integer_codec
@@ -36,6 +38,9 @@ def with_sizes(mote: MoteConfig, shapes: Shapes) -> MoteConfig:
     query = shapes.get(f"{prefix}self_attn.q_proj.weight", (0,))[0]
     key_value = shapes.get(f"{prefix}self_attn.k_proj.weight", (0,))[0]
     vocabulary = shapes[table_of(shapes)][0]
+    tower: dict[str, Any] = {}
+    for module, sizes in tower_matrices(shapes).items():
+        tower |= dict(zip(sizes, shapes[f"{module}.weight"], strict=True))
     return replace(
         mote,
         hidden_size=hidden,
@@ -43,6 +48,7 @@ def with_sizes(mote: MoteConfig, shapes: Shapes) -> MoteConfig:
         query_size=query,
         key_value_size=key_value,
         vocab_size=vocabulary,
+        **(tower if integer_codec(mote.tower) else {}),
     )
 
 

@@ -84,7 +84,8 @@ def resident(
     for tensor in found:
         component = component_of(tensor.name)
         if component == "vision_tower":
-            pictures += tower_bytes_per_weight * _numel(tensor) if eyes else 0
+            packed = tensor.name.endswith((".packed", ".scale", ".zero"))
+            pictures += (tensor.nbytes if packed else tower_bytes_per_weight * _numel(tensor)) if eyes else 0
         elif component == "connector":
             pictures += 4 * _numel(tensor) if eyes else 0
         elif component in ("norms", "routers") or tensor.name.endswith((".bias", "_norm.weight")):

@@ -117,7 +117,7 @@ def _stored(mote: "MoteConfig") -> list[str]:
     from mote.ternary.format import integer_codec
 
     shared = "feed-forward networks" if not mote.layers else "shared experts"
-    classes = ((shared, mote.shared), ("attention", mote.attention), ("head", mote.head))
+    classes = ((shared, mote.shared), ("attention", mote.attention), ("head", mote.head), ("vision tower", mote.tower))
     packed = [f"{name} {_width(fmt)} per {fmt.group}" for name, fmt in classes if integer_codec(fmt)]
     if not packed or mote.state != "packed":
         return []

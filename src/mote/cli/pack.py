@@ -18,6 +18,7 @@ from mote.cli.options import (
     Settings,
     Shared,
     Threads,
+    Tower,
 )
 
 EXAMPLE = "mote pack runs/mote --out runs/packed --shared int4 --attention int8 --head int4"
@@ -29,6 +30,7 @@ def run(
     shared: Shared = None,
     attention: Attention = None,
     head: Head = None,
+    tower: Tower = None,
     experts: Experts = None,
     group: Group = None,
     recipe: RecipeFile = None,
@@ -41,7 +43,7 @@ def run(
     """Store the experts in 2 or 1.6 bits.
 
     Quantises the routed experts and writes them in the order that the kernels read; where asked, also shared experts,
-    attention and head, and experts that were trained in full precision, rounded to nearest.
+    attention, head and vision tower, and experts that were trained in full precision, rounded to nearest.
     """
     from mote.cli.info import print_summary
     from mote.cli.progress import counted_bytes
@@ -49,7 +51,8 @@ def run(
     from mote.compress.config import PackConfig
     from mote.compress.stream import pack_checkpoint
 
-    options = {"shared": shared, "attention": attention, "head": head, "experts": experts, "group": group}
+    storages = {"shared": shared, "attention": attention, "head": head, "tower": tower, "experts": experts}
+    options = {**storages, "group": group}
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     config = resolve(PackConfig, "pack", recipe, [*(set_ or ()), *given])
     with counted_bytes("packing") as progress:

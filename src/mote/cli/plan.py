@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mote.cli.options import STORAGE, AsJson, Attention, Debug, Group, Head, Shared
+from mote.cli.options import STORAGE, AsJson, Attention, Debug, Group, Head, Shared, Tower
 
 if TYPE_CHECKING:
     from mote.plan.budget import Space
@@ -65,6 +65,7 @@ def run(
     shared: Shared = None,
     attention: Attention = None,
     head: Head = None,
+    tower: Tower = None,
     group: Group = None,
     asymmetric: Asymmetric = False,
     placement: Placement = "dense",
@@ -102,6 +103,7 @@ def run(
         shared=shared or "none",
         attention=attention or "none",
         head=head or "none",
+        tower=tower or "none",
         group=64 if group is None else group,
         symmetric=not asymmetric,
         layers=_layers(placement, skeleton) if mixed else (),

@@ -144,7 +144,7 @@ def _peers(survey: Survey) -> list[str]:
 
 
 def _rest(plan: Plan) -> str:
-    parts = [(name, getattr(plan.choice, name)) for name in ("attention", "head")]
+    parts = [(name, getattr(plan.choice, name)) for name in ("attention", "head", "tower")]
     said = ", ".join(f"{name} {value.upper()}" for name, value in parts if value != "none")
     return f"; {said}" if said else ""
 

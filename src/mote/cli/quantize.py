@@ -19,6 +19,7 @@ from mote.cli.options import (
     Seed,
     Settings,
     Threads,
+    Tower,
 )
 
 EXAMPLE = "mote quantize runs/mote --out runs/packed --shared int4 --method gptq --calibration runs/data"
@@ -32,6 +33,7 @@ def run(
     ] = None,
     attention: Attention = None,
     head: Head = None,
+    tower: Tower = None,
     experts: Experts = None,
     method: Annotated[
         str | None, typer.Option("--method", metavar="rtn|hqq|gptq|awq", help="How integers are chosen [default: rtn]")
@@ -57,8 +59,9 @@ def run(
 ) -> None:
     """Quantise after training, by HQQ, GPTQ, AWQ or rounding.
 
-    Packs shared experts, attention, head or full-precision experts in 2 to 8 bits, and ternary experts as `mote pack`
-    does. gptq and awq look at what each matrix reads while the model goes through conversations with pictures.
+    Packs shared experts, attention, head, vision tower or full-precision experts in 2 to 8 bits, and ternary experts as
+    `mote pack` does. gptq and awq look at what each matrix reads while the model goes through conversations with
+    pictures; the tower is not theirs, and is rounded to nearest.
     """
     from mote.cli.info import print_summary
     from mote.cli.progress import counted_in_turn
@@ -66,7 +69,7 @@ def run(
     from mote.compress.quantize import Progress, quantize_checkpoint
     from mote.compress.quantize_config import QuantizeConfig
 
-    storages = {"shared": shared, "attention": attention, "head": head, "experts": experts}
+    storages = {"shared": shared, "attention": attention, "head": head, "tower": tower, "experts": experts}
     symmetric = None if asymmetric is None else not asymmetric
     options = {**storages, "method": method, "group": group, "samples": samples, "symmetric": symmetric}
     given = [f"{name}={str(value).lower()}" for name, value in options.items() if value is not None]

@@ -1,13 +1,16 @@
 """What packing does, as settings."""
 
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import Any, get_args
 
 from mote.checkpoint.contract import CodecName, MoteConfig
 from mote.checkpoint.layout import is_ternary
 from mote.errors import CheckpointError, FormatError
 from mote.model.packed import packable
 from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat, integer_codec
+
+PARTS = ("shared", "attention", "head", "tower", "experts")
+"""Settings that are storages of a class of matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +22,7 @@ class PackConfig:
         of the projections q, k, v, o, and of the language model's head: "none" as they are, or rounded to the nearest
         integer of 2 to 8 bits. A head that is tied to the embedding becomes one table for both; otherwise the embedding
         stays.
+    tower: storage of the matrices in the vision tower's layers, likewise. int8 also makes it faster on a CPU.
     experts: storage of routed experts that were trained in full precision, likewise; "none": on the grid of their
         training, or as floats where that is none and something else is asked for.
     group: inputs per scale of the integers: 32, 64 or 128.
@@ -29,6 +33,7 @@ class PackConfig:
     shared: Storage = "none"
     attention: Storage = "none"
     head: Storage = "none"
+    tower: Storage = "none"
     experts: Storage = "none"
     group: int = 64
     symmetric: bool = True
@@ -36,7 +41,7 @@ class PackConfig:
     def __post_init__(self) -> None:
         if self.codec not in ("base3", "2bit"):
             raise FormatError(f"pack: codec {self.codec!r} is unknown; use 'base3' or '2bit'")
-        for name in ("shared", "attention", "head", "experts"):
+        for name in PARTS:
             if getattr(self, name) not in get_args(Storage):
                 known = ", ".join(map(repr, get_args(Storage)))
                 raise FormatError(f"pack: {name}={getattr(self, name)!r} is unknown; use one of {known}")
@@ -46,7 +51,7 @@ class PackConfig:
     @property
     def quantizes(self) -> bool:
         """Whether anything is asked for that is not quantised in training."""
-        return any(name != "none" for name in (self.shared, self.attention, self.head, self.experts))
+        return any(getattr(self, name) != "none" for name in PARTS)
 
     def format(self, storage: Storage) -> WeightFormat:
         """The number format of one class of matrices."""
@@ -68,12 +73,14 @@ class PackConfig:
         CheckpointError when `where` is packed already, or dense with nothing to pack, FormatError when its experts are
         on a grid that the codecs do not hold or the shared expert was trained on another than the one asked for.
         """
-        attention, head = self.format(self.attention), self.format(self.head)
+        others: dict[str, Any] = {name: self.format(getattr(self, name)) for name in ("attention", "head")}
+        # Calibration does not see the tower, whatever the method.
+        others["tower"] = PackConfig.format(self, self.tower)
         if upcycled is None:
             if not self.quantizes:
                 raise CheckpointError(
                     f"{where}: is dense; up-cycle (and train) it before packing, or say what to quantise (shared, "
-                    "attention, head)"
+                    "attention, head, tower)"
                 )
             if self.experts != "none":
                 raise FormatError(f"{where}: is dense, it has no routed experts; say shared={self.experts} instead")
@@ -84,8 +91,7 @@ class PackConfig:
                 top_k=0,
                 routed=FULL_PRECISION,
                 shared=shared,
-                attention=attention,
-                head=head,
+                **others,
             )
         if upcycled.state != "upcycled":
             raise CheckpointError(f"{where}: is {upcycled.state} already; pack the up-cycled checkpoint it came from")
@@ -97,8 +103,7 @@ class PackConfig:
             )
         shared = self._shared(upcycled.shared, where, every_layer=every_layer)
         codec = self.codec if is_ternary(routed) or is_ternary(shared) else None
-        parts = {"routed": routed, "shared": shared, "attention": attention, "head": head}
-        return replace(upcycled, state="packed", codec=codec, **parts)  # type: ignore[arg-type]
+        return replace(upcycled, state="packed", codec=codec, routed=routed, shared=shared, **others)
 
     def _routed(self, upcycled: MoteConfig, where: str) -> WeightFormat:
         """Format of the routed experts: the grid of their training, else as asked for, else floats."""

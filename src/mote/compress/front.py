@@ -18,6 +18,7 @@ def pack(
     shared: Storage = "none",
     attention: Storage = "none",
     head: Storage = "none",
+    tower: Storage = "none",
     experts: Storage = "none",
     group: int = 64,
     symmetric: bool = True,
@@ -25,9 +26,9 @@ def pack(
 ) -> Any:
     """Packs an up-cycled transformers model in place, or an up-cycled checkpoint directory into `out`.
 
-    codec: of ternary experts. The others: as in `PackConfig`; with shared, attention or head a dense model can be
-    packed as well. Returns the model, or the path of the written checkpoint. force: replace an existing
-    `out`. Raises MoteError: not up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
+    codec: of ternary experts. The others: as in `PackConfig`; with shared, attention, head or tower a dense model can
+    be packed as well. Returns the model, or the path of the written checkpoint. force: replace an existing `out`.
+    Raises MoteError: not up-cycled, NaN or Inf weights, a grid that no codec holds, `out` in use.
 
     Example: `mote.pack("runs/mote", "runs/packed", shared="int4", attention="int8", head="int4")`.
     """
@@ -36,6 +37,7 @@ def pack(
         shared=shared,
         attention=attention,
         head=head,
+        tower=tower,
         experts=experts,
         group=group,
         symmetric=symmetric,

@@ -3,11 +3,11 @@
 The same for a model in memory and for a checkpoint on disk, whose names differ in their beginnings only.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mote.checkpoint.contract import SIZES, MoteConfig
-from mote.checkpoint.layout import ATTENTION, VISION, decoder_prefixes
+from mote.checkpoint.layout import ATTENTION, TOWER, VISION, decoder_prefixes, tower_matrices
 from mote.errors import UnsupportedModelError
 from mote.model.families import PROJECTIONS
 from mote.model.packed import packable
@@ -46,6 +46,8 @@ def find_targets(contract: MoteConfig, shapes: Mapping[str, tuple[int, ...]], wh
         raise UnsupportedModelError(f"{where}: no decoder layers with .mlp.gate_proj; looked at the tensors' names")
     if integer_codec(contract.head):
         formats[_head(shapes, where, tied=tied)] = contract.head
+    if integer_codec(contract.tower):
+        formats |= dict.fromkeys(_tower(shapes, where), contract.tower)
     sizes = {name: getattr(contract, name) for name in SIZES if getattr(contract, name)}
     gates = (".mlp.gate_proj.weight", ".mlp.experts.gate_proj")
     first = next((name for name in shapes if name.endswith(gates) and not VISION.search(name)), None)
@@ -53,7 +55,8 @@ def find_targets(contract: MoteConfig, shapes: Mapping[str, tuple[int, ...]], wh
         shape = shapes.get(tensor)
         if shape is None:
             raise UnsupportedModelError(f"{where}: no {tensor} to pack; looked for it beside the others")
-        for name, size in zip(_SIZES_OF[tensor.removesuffix(".weight").rpartition(".")[2]], shape[-2:], strict=True):
+        sizes_of = TOWER if VISION.search(tensor) else _SIZES_OF
+        for name, size in zip(sizes_of[tensor.removesuffix(".weight").rpartition(".")[2]], shape[-2:], strict=True):
             if sizes.setdefault(name, size) != size:
                 raise UnsupportedModelError(
                     f"{where}: {tensor} is {list(shape)}, but {name} is {sizes[name]} elsewhere; packing needs "
@@ -70,6 +73,13 @@ def _in_layers(contract: MoteConfig, shapes: Mapping[str, tuple[int, ...]]) -> I
             yield from ((f"{prefix}mlp.{name}", contract.shared) for name in PROJECTIONS)
         if integer_codec(contract.attention):
             yield from ((f"{prefix}self_attn.{name}", contract.attention) for name in ATTENTION)
+
+
+def _tower(shapes: Mapping[str, tuple[int, ...]], where: str) -> Iterable[str]:
+    if not (found := tower_matrices(shapes)):
+        known = ", ".join(TOWER)
+        raise UnsupportedModelError(f"{where}: no vision tower to pack; looked for layers with {known}")
+    return found
 
 
 def _head(shapes: Mapping[str, tuple[int, ...]], where: str, *, tied: bool) -> str:

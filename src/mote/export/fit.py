@@ -73,12 +73,13 @@ def write(matrix: Matrix, kind: GgmlType) -> Bytes:
 
 
 def _automatic(stored: Stored) -> str:
-    """The type that holds the stored numbers exactly."""
+    """The type that holds the stored numbers exactly, or BF16 where its blocks do not fit the rows."""
     if not stored.levels:  # no type of ggml has zero points of 16 bits for such groups
         return "BF16" if stored.dtype in ("BF16", "U8") else "F32"
     if stored.levels == 1:
         return "TQ2_0"
-    return "Q4_0" if _holds(TYPES["Q4_0"], stored) else "Q8_0"
+    name = "Q4_0" if _holds(TYPES["Q4_0"], stored) else "Q8_0"
+    return "BF16" if stored.cols % TYPES[name].block else name
 
 
 def _holds(kind: GgmlType, stored: Stored) -> bool:

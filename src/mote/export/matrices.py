@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.layout import codec_of, is_ternary
+from mote.checkpoint.layout import VISION, codec_of, is_ternary
 from mote.checkpoint.shards import Checkpoint, count_not_finite
 from mote.errors import CheckpointError
 from mote.ternary.codecs import CODECS
@@ -134,6 +134,8 @@ class Matrices:
 
     def _format(self, module: str) -> WeightFormat:
         """How a matrix outside of the routed experts is quantised."""
+        if VISION.search(module):
+            return self._mote.tower
         if ".self_attn." in module:
             return self._mote.attention
         if ".mlp." not in module:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mote.checkpoint.header import TensorInfo
+from mote.checkpoint.layout import plain_linears
 from mote.errors import CheckpointError, UnsupportedModelError
 from mote.export.config import GgufConfig
 from mote.export.decoder import Decoder
@@ -24,7 +24,6 @@ from mote.export.fit import choose, write
 from mote.export.ggml import TYPES, Bytes, GgmlType
 from mote.export.matrices import Stored
 from mote.export.stream import GgufFile, GgufTensor
-from mote.ternary.format import FULL_PRECISION
 
 _TOWER = re.compile(r"^(?P<prefix>(?:.*\.)?vision_tower\.(?:vision_model\.)?)embeddings\.patch_embedding\.weight$")
 _CONNECTOR = re.compile(r"^(?P<prefix>(?:.*\.)?multi_modal_projector\.)linear_1\.weight$")
@@ -129,21 +128,24 @@ def _names(decoder: Decoder, layers: int) -> Iterator[tuple[str, str]]:
 
 
 def _tensor(decoder: Decoder, asked: str, source: str, name: str) -> GgufTensor:
-    info = decoder.checkpoint.info(source)
-    matrix = len(info.shape) == 2 and "position_embd" not in name
-    kind = _kind(asked, info, name) if matrix else TYPES["F32"]
-    return GgufTensor(name=name, shape=info.shape, type=kind, produce=partial(_produce, decoder, source, kind))
+    packed = plain_linears(decoder.mote, decoder.checkpoint.tensors).get(source.removesuffix(".weight"))
+    shape = (packed.rows, packed.cols) if packed else decoder.checkpoint.info(source).shape
+    matrix = len(shape) == 2 and "position_embd" not in name
+    if not matrix:
+        return GgufTensor(name=name, shape=shape, type=TYPES["F32"], produce=partial(_floats, decoder, source))
+    module = source.removesuffix(".weight")
+    stored = decoder.matrices.stored(module, *shape)
+    kind = choose(asked, stored, name).type
+    return GgufTensor(name=name, shape=shape, type=kind, produce=partial(_matrix, decoder, module, stored, kind))
 
 
-def _kind(asked: str, info: TensorInfo, name: str) -> GgmlType:
-    rows, cols = info.shape
-    stored = Stored(rows=rows, cols=cols, format=FULL_PRECISION, dtype=info.dtype)
-    return choose(asked, stored, name).type
-
-
-def _produce(decoder: Decoder, source: str, kind: GgmlType) -> Iterator[Bytes]:
+def _floats(decoder: Decoder, source: str) -> Iterator[Bytes]:
     values = decoder.matrices.floats(source)
-    yield write(values.reshape(-1, values.shape[-1]), kind)
+    yield write(values.reshape(-1, values.shape[-1]), TYPES["F32"])
+
+
+def _matrix(decoder: Decoder, module: str, stored: Stored, kind: GgmlType) -> Iterator[Bytes]:
+    yield write(decoder.matrices.read(module, stored), kind)
 
 
 def _feature_layer(stated: int, layers: int) -> int:

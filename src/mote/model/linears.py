@@ -1,4 +1,5 @@
-"""Packed modules in the place of a model's own: attention projections, dense layers' networks, head and table.
+"""Packed modules in the place of a model's own: attention projections, dense layers' networks, head and table, the
+vision tower's matrices.
 
 On a skeleton, before a packed checkpoint's tensors are loaded, and in a model in memory that is being packed. The
 mixtures' own matrices are the business of `block`.
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.layout import ATTENTION
+from mote.checkpoint.layout import ATTENTION, tower_matrices
 from mote.errors import UnsupportedModelError
 from mote.model.families import PROJECTIONS, anatomy
 from mote.model.packed import PackedLinear, PackedMatrix
@@ -23,6 +24,10 @@ def install_linears(model: nn.Module, contract: MoteConfig) -> None:
     Raises UnsupportedModelError for a model that has something else there.
     """
     parts = anatomy(model)
+    if integer_codec(contract.tower):
+        if parts.vision_tower is None:
+            raise UnsupportedModelError(f"{type(model).__name__} has no vision tower, and one is packed")
+        install_tower(parts.vision_tower, contract.tower)
     layers: Any = parts.decoder.layers
     for index, (layer, ffn) in enumerate(zip(layers, parts.ffns, strict=True)):
         if integer_codec(contract.attention):
@@ -39,6 +44,18 @@ def install_linears(model: nn.Module, contract: MoteConfig) -> None:
         replace_table(model, empty_table(embedding_of(model), contract.head))
     else:
         replace_module(model, head, empty_linear(head, contract.head, "the head"))
+
+
+def install_tower(tower: nn.Module, fmt: WeightFormat) -> None:
+    """Puts empty packed modules in the place of the matrices in a vision tower's layers."""
+    names = (f"vision_tower.{name}" for name, _ in tower.named_parameters())
+    for name in tower_matrices(names):
+        module = name.removeprefix("vision_tower.")
+        owner, _, last = module.rpartition(".")
+        parent: Any = tower.get_submodule(owner)
+        setattr(parent, last, empty_linear(getattr(parent, last), fmt, module))
+        # Or transformers, after loading, would make up weights of matrices that are gone (SigLIP's `_init_weights`).
+        parent._is_hf_initialized = True
 
 
 def empty_linear(linear: Any, fmt: WeightFormat, where: str, codec: str | None = None) -> PackedLinear:

@@ -5,7 +5,7 @@ The names are those of `mote upcycle` and `mote pack`; tests hold the contracts 
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mote.checkpoint.accounting import BF16_BITS, nominal_bits
 from mote.checkpoint.contract import CodecName, MoteConfig
@@ -24,9 +24,10 @@ class Choice:
 
     kind: "mote" (shared expert beside routed ones, top 1), "moe-llava" (routed experts only, top 2) or "dense".
     experts: routed experts of each layer; 0 of a dense model. experts_format: their grid, "ternary" in `codec`, or a
-    storage. shared: storage of the shared experts, or of a dense model's networks. attention, head: of q, k, v, o and
-    of the language model's head. group: inputs per scale of the integers. symmetric: whether their
-    grids are; otherwise each group has a zero point as well. layers: that hold a mixture; empty for all.
+    storage. shared: storage of the shared experts, or of a dense model's networks. attention, head, tower: of q, k, v,
+    o, of the language model's head, and of the matrices in the vision tower's layers. group: inputs per scale of the
+    integers. symmetric: whether their grids are; otherwise each group has a zero point as well. layers: that hold a
+    mixture; empty for all.
     """
 
     kind: Kind = "mote"
@@ -36,6 +37,7 @@ class Choice:
     shared: str = "none"
     attention: str = "none"
     head: str = "none"
+    tower: str = "none"
     group: int = 64
     symmetric: bool = True
     layers: tuple[int, ...] = field(default=())
@@ -48,6 +50,7 @@ class Choice:
             ("shared", STORAGES),
             ("attention", STORAGES),
             ("head", STORAGES),
+            ("tower", STORAGES),
             ("group", GROUPS),
         ):
             if getattr(self, name) not in allowed:
@@ -69,7 +72,7 @@ class Choice:
     def packed(self) -> bool:
         """Whether anything is stored in another form than the dense model's."""
         routed = self.kind != "dense" and self.experts_format != "none"
-        return routed or any(name != "none" for name in (self.shared, self.attention, self.head))
+        return routed or any(name != "none" for name in (self.shared, self.attention, self.head, self.tower))
 
     def contract(self, num_layers: int) -> MoteConfig | None:
         """The `quantization_config`, sizes aside, for a model of so many layers; None for a dense one as it is.
@@ -78,7 +81,7 @@ class Choice:
         """
         if not self.packed and self.kind == "dense":
             return None
-        attention, head = self._format(self.attention), self._format(self.head)
+        others: dict[str, Any] = {name: self._format(getattr(self, name)) for name in ("attention", "head", "tower")}
         if self.kind == "dense":
             return MoteConfig(
                 state="packed",
@@ -86,8 +89,7 @@ class Choice:
                 top_k=0,
                 routed=FULL_PRECISION,
                 shared=self._format(self.shared),
-                attention=attention,
-                head=head,
+                **others,
             )
         routed = WeightFormat() if self.experts_format == "ternary" else self._format(self.experts_format)
         layers = self.layers or tuple(range(num_layers))
@@ -102,8 +104,7 @@ class Choice:
             routed=routed,
             shared=FULL_PRECISION if baseline and len(layers) == num_layers else self._format(self.shared),
             codec=self.codec if self.packed and self.experts_format == "ternary" else None,
-            attention=attention,
-            head=head,
+            **others,
         )
 
     def _format(self, storage: str) -> WeightFormat:
@@ -120,11 +121,8 @@ class Choice:
 
     def title(self) -> str:
         """ "4 x 1.6 bit + shared int4", in the words of the tables."""
-        rest = "".join(
-            f", {name} {value}"
-            for name, value in (("attention", self.attention), ("head", self.head))
-            if value != "none"
-        )
+        parts = (("attention", self.attention), ("head", self.head), ("tower", self.tower))
+        rest = "".join(f", {name} {value}" for name, value in parts if value != "none")
         if self.kind == "dense":
             return f"dense {storage_title(self.shared)}{rest}"
         routed = {"base3": "1.6 bit", "2bit": "2 bit"}[self.codec]

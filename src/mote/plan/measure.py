@@ -82,7 +82,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         choice = self.choice
-        formats = {name: getattr(choice, name) for name in ("shared", "attention", "head", "group")}
+        formats = {name: getattr(choice, name) for name in ("shared", "attention", "head", "tower", "group")}
         return {
             "model": self.model,
             "title": choice.title(),
@@ -139,6 +139,8 @@ def _stored(skeleton: Skeleton, choice: Choice) -> tuple[MoteConfig | None, list
     """The contract, with its sizes, and the tensors of the checkpoint."""
     if choice.layers and choice.layers[-1] >= skeleton.layers:
         raise PlanError(f"plan: layer {choice.layers[-1]} of a model with {skeleton.layers}")
+    if choice.tower != "none" and not skeleton.image_tokens:
+        raise PlanError(f"plan: tower={choice.tower}, but {skeleton.name} has no vision tower; leave it out")
     mote = choice.contract(skeleton.layers)
     try:
         if mote is not None:

@@ -45,7 +45,7 @@ def measured(skeleton: Skeleton, plan: Plan, reports: list[tuple[str, Mapping[st
     """What the reports say of exactly this plan: the packed model's, or for a dense one in BF16 the dense model's."""
     choice, found = plan.choice, []
     size = ffn_bytes(skeleton.hidden_size, skeleton.ffn_size, skeleton.layers)
-    plain = (choice.shared, choice.attention, choice.head) == ("none",) * 3
+    plain = (choice.shared, choice.attention, choice.head, choice.tower) == ("none",) * 4
     for source, report in reports:
         mixture = report["provenance"]["mixture"]
         if report["bytes"]["dense_ffn"] != size or not plain:

@@ -23,6 +23,7 @@ from mote.checkpoint.shards import Checkpoint
 from mote.data.images import picture_hash
 from mote.errors import CheckpointError, UnsupportedModelError
 from mote.run.families import EYES, Eyes
+from mote.ternary.format import WeightFormat, integer_codec
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +132,8 @@ def load_tower(checkpoint: Checkpoint, config: Any) -> "nn.Module":
     from transformers import AutoModel
 
     tower_class = AutoModel._model_mapping[type(config.vision_config)]
+    if checkpoint.mote is not None and integer_codec(checkpoint.mote.tower):
+        tower_class = _packed_class(tower_class, checkpoint.mote.tower)
     tower, found = tower_class.from_pretrained(
         None,
         config=config.vision_config,
@@ -142,6 +145,23 @@ def load_tower(checkpoint: Checkpoint, config: Any) -> "nn.Module":
     if missing:
         raise CheckpointError(f"{checkpoint.root}: the vision tower lacks {missing[0]!r}; fetch the checkpoint again")
     return tower.eval()
+
+
+def _packed_class(tower_class: Any, fmt: WeightFormat) -> Any:
+    """A class of tower that is born with packed modules in the places of its matrices."""
+    from mote.model.linears import install_tower
+
+    class Packed(tower_class):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            install_tower(self, fmt)
+
+        @classmethod
+        def is_custom_code(cls) -> bool:
+            return False  # it keeps its tensors' names, and so transformers may turn older ones into them
+
+    Packed.__name__ = tower_class.__name__  # by which transformers finds these
+    return Packed
 
 
 def load_connector(checkpoint: Checkpoint, config: Any) -> "nn.Module":
