@@ -82,7 +82,7 @@ bench-peers-setup: $(PEERS)/.installed
 $(PEERS)/.installed: $(wildcard benchmarks/peers/*.txt) benchmarks/peers/build_ik.py
 	@test -n "$(PYTHON)" || { echo "mote needs Python 3.11 or newer: install it or run make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" \
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DGGML_NATIVE=ON" \
 	  $(PEERS)/bin/python -m pip install $(PIP_ARGS) --no-binary llama-cpp-python -r benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install $(PIP_ARGS) --no-deps -r benchmarks/peers/requirements-kernels.txt
 	$(PEERS)/bin/python benchmarks/peers/build_ik.py --jobs $(JOBS) \

@@ -3,8 +3,8 @@
 Every engine runs in a process of its own (see worker.py), opened anew in each round; processes take turns, so that
 other load hits all alike, and the two never share memory. Measured: prompts of 64 and 729 tokens (a question; a picture
 of the paper's shape), decode, opening to first token, peak memory above the imports; the machine's read bandwidth in
-the same rounds. The time from a picture to the first word is the prefill of its 729 tokens after the vision tower,
-which both engines need alike: it is timed once, in torch, and counted on both sides (tower.py).
+the same rounds. The time from a picture to the first word is the prefill of its 729 tokens after each engine's own
+vision tower, which is timed once (tower.py).
 
     python -m benchmarks.engine [--shape 0.5b 1.5b] [--experts 4 16 64] [--threads 1 2] [--dir runs/bench]
 
@@ -106,7 +106,8 @@ def run(plan: Plan, paths: Mapping[Side, Path], peers: Path) -> list[dict[str, A
             bandwidth.append(ceilings.read_bytes / seconds(reading))
             timed[side].add(measured(side, path, plan, peers))
             print(f"engine: {plan.shape} {plan.threads} thr round {number + 1}: {side.name}", file=sys.stderr)
-    return rows_of(plan.shape, timed, bandwidth, tower_seconds(plan.threads))
+    theirs = next((path for side, path in paths.items() if side.engine == "llama.cpp"), None)
+    return rows_of(plan.shape, timed, bandwidth, tower_seconds(plan.threads, theirs, peers))
 
 
 def show(row: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from benchmarks.peers import write_checkpoint, write_gguf
 from benchmarks.report import Numbers, compare, summary
 from benchmarks.worker import FIRST_PROMPT
 
+OUR_TOWER, TOWER_TOKENS = "mote int8", 729
 FOUR_BITS = ("Q4_0", "Q4_K_M")
 
 
@@ -69,11 +70,12 @@ def rivals(side: Side, others: Sequence[Side]) -> list[Side]:
 
 
 def rows_of(
-    shape: str, timed: Mapping[Side, Timed], bandwidth: Sequence[float], tower: Sequence[float]
+    shape: str, timed: Mapping[Side, Timed], bandwidth: Sequence[float], towers: Mapping[str, Sequence[float]]
 ) -> list[dict[str, Any]]:
-    """All rows of one shape and number of threads. bandwidth: bytes a second, of the same rounds. tower: seconds that
-    the vision tower takes."""
+    """All rows of one shape and number of threads. bandwidth: bytes a second, of the same rounds. towers: seconds
+    of each engine's vision tower, as `tower.py` names them."""
     found: list[dict[str, Any]] = []
+    seeing = {name.split()[0]: median(seconds) for name, seconds in towers.items()}
     read = summary([b / 1e9 for b in bandwidth])
     for side, own in timed.items():
         if side.engine != "mote":
@@ -83,9 +85,28 @@ def rows_of(
             named: dict[str, Any] = {"peer_name": peer.name, "peer_precision": peer.model.precision}
             if isinstance(peer.model, write_checkpoint.Model):
                 named |= {"peer_token_bytes": peer.model.token_bytes}
-            found += [{**base, **named, **row} for row in _against(own, timed[peer], median(tower))]
+            pair = seeing[side.engine], seeing[peer.engine]
+            found += [{**base, **named, **row} for row in _against(own, timed[peer], pair)]
         found += [{**base, **row} for row in _limits(side, own, read)]
-    return found
+    common = {key: found[0][key] for key in ("model_shape", "shape", "threads", "isa")}
+    return [*found, *({**common, **row} for row in _towers(towers))]
+
+
+def _towers(towers: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Our vision tower against the others, whose names are "<engine> <precision>"."""
+    others, rows = dict(towers), []
+    ours = summary(others.pop(OUR_TOWER))
+    for name, times in others.items():
+        engine, precision = name.split()
+        named = {
+            "format": "mote tower",
+            "precision": "int8",
+            "peer_name": f"{engine} tower",
+            "peer_precision": precision,
+        }
+        speeds = compare(ours, summary(times), smaller_is_better=True)
+        rows.append({"what": "tower", "tokens": TOWER_TOKENS, "unit": "s", **named, **speeds})
+    return rows
 
 
 def _fields(shape: str, side: Side, own: Timed) -> dict[str, Any]:
@@ -104,14 +125,18 @@ def _fields(shape: str, side: Side, own: Timed) -> dict[str, Any]:
     }
 
 
-def _against(own: Timed, peer: Timed, tower: float) -> list[dict[str, Any]]:
+def _against(own: Timed, peer: Timed, towers: tuple[float, float]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for tokens in own.prefill:
         speeds = compare(summary(own.prefill[tokens]), summary(peer.prefill[tokens]))
         rows.append({"what": "prefill", "tokens": tokens, "unit": "tokens/s", **speeds})
     longest = max(own.prefill)
-    waits = [summary([tower + longest / rate for rate in side.prefill[longest]]) for side in (own, peer)]
-    seen = {"what": "ttft", "tokens": longest, "unit": "s", "tower_seconds": round(tower, 3)}
+    waits = [
+        summary([tower + longest / rate for rate in side.prefill[longest]])
+        for side, tower in zip((own, peer), towers, strict=True)
+    ]
+    seen = {"what": "ttft", "tokens": longest, "unit": "s"}
+    seen |= {"tower_seconds": round(towers[0], 3), "peer_tower_seconds": round(towers[1], 3)}
     rows.append({**seen, **compare(*waits, smaller_is_better=True)})
     speeds = compare(summary(own.decode), summary(peer.decode))
     rows.append({"what": "decode", "tokens": 1, "unit": "tokens/s", **speeds})

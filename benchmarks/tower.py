@@ -1,44 +1,86 @@
-"""The vision tower of the paper's shape, SigLIP so400m/14 at 378 pixels with random weights: seconds for one picture.
+"""Seconds from a picture to what the connector reads, in each engine: the vision tower of the paper's shape, SigLIP
+so400m/14 at 378 pixels, with random weights.
 
-Neither engine has a tower of its own here (ours stays in torch, llama.cpp's lies outside llama-cpp-python), so that the
-same seconds count on both sides of a time to the first word.
+Ours is INT8 on our kernels, as `mote pack --tower int8` stores it, inside of torch; beside it torch's own bf16 (fp32 on
+a processor that does not multiply bf16). llama.cpp's is its own, in BF16, from a file of `peers/llama_tower.py`.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-from benchmarks.report import seconds
+from benchmarks.peers.llama_tower import IMAGE, PATCH, SIZES
+from benchmarks.report import in_turn, seconds
 
 REPEATS = 3
-SIZES = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 
 
 @cache
-def tower_seconds(threads: int) -> list[float]:
-    """Seconds of each of a few pictures, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.tower", str(threads)]
+def tower_seconds(threads: int, model: Path | None, peers: Path) -> dict[str, list[float]]:
+    """Seconds of each of a few pictures, by "mote int8", "torch bf16" or "torch f32", "llama.cpp BF16".
+
+    model: any GGUF file of a language model, which llama.cpp wants beside a tower; None leaves llama.cpp out.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    return [float(value) for value in json.loads(done.stdout.splitlines()[-1])]
+    commands = [[sys.executable, "-m", "benchmarks.tower"]]
+    if model is not None:
+        theirs = [str(peers / "bin/python"), "-m", "benchmarks.peers.llama_tower", str(model)]
+        commands.append([*theirs, "--repeats", str(REPEATS)])
+    found: dict[str, list[float]] = {}
+    for command in commands:
+        command += ["--threads", str(threads)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            raise SystemExit(f"tower: {command[2]} ended with {done.returncode}: {done.stderr.strip()[-600:]}")
+        found |= json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def measure(threads: int) -> list[float]:
-    """Of bf16 weights on a CPU that multiplies them, else of fp32."""
+def measure(threads: int) -> dict[str, list[float]]:
+    """Both of torch's, in turns."""
     import torch
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
+    from mote.model.precision import computes_in_bf16
+
     torch.set_num_threads(threads)
-    bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    config = SiglipVisionConfig(**SIZES, image_size=378, patch_size=14)
+    bf16 = computes_in_bf16(torch.device("cpu"))
+    config = SiglipVisionConfig(**SIZES, image_size=IMAGE, patch_size=PATCH)
     with torch.inference_mode():
-        model = SiglipVisionModel(config).to(torch.bfloat16 if bf16 else torch.float32).eval()
-        picture = torch.zeros(1, 3, 378, 378, dtype=model.dtype)
-        model(picture)
-        return [seconds(lambda: model(picture)) for _ in range(REPEATS)]
+        plain = SiglipVisionModel(config).to(torch.bfloat16 if bf16 else torch.float32).eval()
+        sides: dict[str, Any] = {f"torch {'bf16' if bf16 else 'f32'}": plain, "mote int8": _packed(plain)}
+        picture = torch.zeros(1, 3, IMAGE, IMAGE, dtype=plain.dtype)
+        found: dict[str, list[float]] = {name: [] for name in sides}
+        for model in sides.values():
+            model(picture)
+        for number in range(REPEATS):
+            for name, model in in_turn(sides.items(), number):
+                found[name].append(seconds(lambda model=model: model(picture)))  # type: ignore[misc]
+    return found
+
+
+def _packed(model: Any) -> Any:
+    """A copy whose matrices are packed in INT8, 64 inputs a scale."""
+    import copy
+
+    from mote import PackConfig
+    from mote.model.linears import install_tower
+    from mote.model.packed import PackedLinear
+
+    packed = copy.deepcopy(model)
+    install_tower(packed, PackConfig().format("int8"))
+    for name, module in packed.named_modules():
+        if isinstance(module, PackedLinear):
+            module.fill(model.get_submodule(name).weight)
+    return packed
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    print(json.dumps(measure(parser.parse_args().threads)))
