@@ -1,9 +1,10 @@
-"""Fills the tables of measured figures in README.md and docs/ from report.json, so that none is typed by hand.
+"""Fills the tables of measured figures in README.md and docs/ from reports, so that none is typed by hand.
 
 python docs/figures.py            fills every region below and redraws its picture (needs matplotlib)
 python docs/figures.py --check    changes nothing; exits with 1 when a region is not what its report.json gives
 
-A region stands between two comments; the first names the report, relative to the repository:
+A region stands between two comments; the first names the report, relative to the repository: a run's report.json, or
+the engine.json of `benchmarks`.
 
     <!-- figures: filled from studies/small/report.json -->
     <!-- end of figures -->
@@ -30,6 +31,14 @@ SIZES = {
     "mote_experts_packed": "MoTE packed: shared expert, routed experts, scales, routers",
     "checkpoint": "the whole packed checkpoint",
 }
+OURS, THEIRS, SHAPE = "mote 4 base3", "llama.cpp 4 TQ2_0", "1.5b"
+SPEED = (
+    ("decode", 1, "tokens/s", "decode, tokens/s"),
+    ("prefill", 729, "tokens/s", "reading a picture's 729 tokens, tokens/s"),
+    ("ttft", 729, "s", "from a picture to the first word, s"),
+    ("resident", 729, "bytes", "memory above the imports, MiB"),
+)
+"""what, tokens, unit of a row of engine.json, and what the table calls it."""
 PICTURE_INK = "#7d8590"
 """Grey that is legible on light and dark pages; the report's own figures take the page's text colour."""
 
@@ -84,8 +93,27 @@ def origin(report: Mapping[str, Any]) -> str:
     )
 
 
+def speed(report: Mapping[str, Any]) -> list[str]:
+    """Our engine and llama.cpp on the same model, on one thread."""
+    found = {
+        (row["what"], row["tokens"], row["unit"]): row
+        for row in report["rows"]
+        if (row["format"], row["peer_name"], row["model_shape"], row["threads"]) == (OURS, THEIRS, SHAPE, 1)
+    }
+    rows = []
+    for what, tokens, unit, title in SPEED:
+        row = found[what, tokens, unit]
+        divisor = 2**20 if unit == "bytes" else 1
+        values = (row[side]["median"] / divisor for side in ("ours", "peer"))
+        rows.append([title, *(f"{value:,.4g}" if value < 1e3 else f"{value:,.0f}" for value in values)])
+        rows[-1].append(f"{row['ratio']:.2f}")
+    return table(["", "mote", "llama.cpp", "better by"], rows)
+
+
 def body(report: Mapping[str, Any], picture: str) -> str:
     """The text of a region; `picture` is the path of the drawing from the page that holds the region."""
+    if "accuracy" not in report:
+        return "\n".join(["", *speed(report), "", ""])
     parts = [
         "",
         origin(report),
@@ -136,7 +164,8 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
                 print(f"{page.relative_to(root)}: the figures are not those of {source}; run python docs/figures.py")
                 wrong += 1
             if not check:
-                draw(report, picture)
+                if "accuracy" in report:
+                    draw(report, picture)
                 filled = filled.replace(region[0], region[1] + new + region[4])
         if filled != text:
             page.write_text(filled, encoding="utf-8")
