@@ -51,7 +51,8 @@ test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow --timeout 1800
 
 # What `mote export` writes, in the engines that it is for: llama.cpp, built in an environment of its own (about 15
-# minutes the first time, on two cores), vision included.
+# minutes the first time, on two cores), vision included. pip's cache of wheels knows neither the flags nor the CPU that
+# one was built for.
 test-export: $(INSTALLED) $(LLAMA)/.installed
 	MOTE_LLAMA_PYTHON=$(LLAMA)/bin/python $(BIN)/python -m pytest -m export --timeout 1800
 
@@ -59,7 +60,7 @@ $(LLAMA)/.installed: tests/export/requirements.txt
 	@test -n "$(PYTHON)" || { echo "mote needs Python 3.11 or newer: install it or run make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(LLAMA)/bin/python || $(PYTHON) -m venv $(LLAMA)
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DGGML_NATIVE=ON" \
-	  $(LLAMA)/bin/python -m pip install $(PIP_ARGS) --no-binary llama-cpp-python -r tests/export/requirements.txt
+	  $(LLAMA)/bin/python -m pip install $(PIP_ARGS) --no-cache-dir --no-binary llama-cpp-python -r tests/export/requirements.txt
 	touch $@
 
 demo: $(INSTALLED)
@@ -83,7 +84,7 @@ $(PEERS)/.installed: $(wildcard benchmarks/peers/*.txt) benchmarks/peers/build_i
 	@test -n "$(PYTHON)" || { echo "mote needs Python 3.11 or newer: install it or run make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) CMAKE_ARGS="-DGGML_NATIVE=ON" \
-	  $(PEERS)/bin/python -m pip install $(PIP_ARGS) --no-binary llama-cpp-python -r benchmarks/peers/requirements.txt
+	  $(PEERS)/bin/python -m pip install $(PIP_ARGS) --no-cache-dir --no-binary llama-cpp-python -r benchmarks/peers/requirements.txt
 	$(PEERS)/bin/python -m pip install $(PIP_ARGS) --no-deps -r benchmarks/peers/requirements-kernels.txt
 	$(PEERS)/bin/python benchmarks/peers/build_ik.py --jobs $(JOBS) \
 	  || echo "ik_llama.cpp does not build here: its rows will be left out" >&2

@@ -54,7 +54,7 @@ MOTE_API const char *mote_version(void);
 MOTE_API const char *mote_last_error(void);
 
 /* Name of the kernels in use: the best that this CPU runs, or the one that the environment variable MOTE_ISA names
- * (scalar, avx2, avx512vnni, neon). NULL, with an error, when MOTE_ISA names none that runs here. */
+ * (scalar, avx2, avx512vl, avxvnni, avx512vnni, neon). NULL, with an error, when MOTE_ISA names none that runs here. */
 MOTE_API const char *mote_isa(void);
 /* Space-separated names of those that run here, best first. */
 MOTE_API const char *mote_isas(void);

@@ -9,59 +9,15 @@
 #include "format.h"
 #include "isa/avx2.h"
 #include "isa/codes.h"
+#include "isa/digits_avx2.h"
 
 namespace mote::avx2 {
 namespace {
 
 constexpr int64_t kQuads = 64;          // of one block
 
-inline V digit_2bit(V bytes, int p) {
-  return _mm256_and_si256(_mm256_srli_epi16(bytes, 2 * p), _mm256_set1_epi8(3));
-}
-
-// Takes the top base-3 digit out of *rest (its place is worth `power`) and returns it. min(v, v - power) subtracts only
-// where v >= power, since otherwise the difference wraps above v; twice covers the digit 2. The difference is digit *
-// power, whose low nibble names the digit for all of 3, 9, 27, 81 (of 162 bit 7 must be cleared for the shuffle).
-inline V take_digit(V *rest, int power) {
-  const V step = _mm256_set1_epi8(static_cast<char>(power));
-  V left = _mm256_min_epu8(*rest, _mm256_sub_epi8(*rest, step));
-  left = _mm256_min_epu8(left, _mm256_sub_epi8(left, step));
-  V multiple = _mm256_sub_epi8(*rest, left);
-  if (power == 81) multiple = _mm256_and_si256(multiple, _mm256_set1_epi8(0x7f));
-  *rest = left;
-  const V digit_of = _mm256_setr_epi8(0, 1, 2, 1, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0,   //
-                                      0, 1, 2, 1, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0);
-  return _mm256_shuffle_epi8(digit_of, multiple);
-}
-
 template <int32_t F>
-struct Layout;
-template <>
-struct Layout<MOTE_2BIT> {
-  static constexpr int64_t quads = 4, groups = kQuads / 4;
-};
-template <>
-struct Layout<MOTE_BASE3> {
-  static constexpr int64_t quads = 5, groups = kQuads / 5;
-};
-
-// Digits of k-groups into a tile.
-template <int32_t F>
-void unpack(const uint8_t *strip, int64_t groups, uint8_t *tile) {
-  for (int64_t g = 0; g < groups; ++g, tile += Layout<F>::quads * kGroupBytes)
-    for (int64_t r = 0; r < kGroupBytes; r += 32) {
-      V rest = load(strip + g * kGroupBytes + r);
-      if constexpr (F == MOTE_2BIT) {
-        for (int p = 0; p < 4; ++p) store(tile + p * kGroupBytes + r, digit_2bit(rest, p));
-      } else {
-        store(tile + 4 * kGroupBytes + r, take_digit(&rest, 81));
-        store(tile + 3 * kGroupBytes + r, take_digit(&rest, 27));
-        store(tile + 2 * kGroupBytes + r, take_digit(&rest, 9));
-        store(tile + 1 * kGroupBytes + r, take_digit(&rest, 3));
-        store(tile + r, rest);
-      }
-    }
-}
+constexpr int64_t kGroups = kQuads / kQuadsOf<F>;
 
 // Named accumulators a<token><half>: GCC spills an array of registers. FOR_TOKENS repeats a statement for tokens 0..3.
 #define FOR_TOKENS(M) M(0) M(1) M(2) M(3)
@@ -107,10 +63,10 @@ template <int32_t F>
 void many_tokens(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t x_stride, int64_t tokens,
                  int32_t *acc_TR) {
   alignas(32) uint8_t tile[kQuads * kGroupBytes];
-  for (int64_t g = 0; g < groups; g += Layout<F>::groups) {
-    const int64_t count = std::min(Layout<F>::groups, groups - g), quads = count * Layout<F>::quads;
-    unpack<F>(strip + g * kGroupBytes, count, tile);
-    const int8_t *row = x + g * Layout<F>::quads * 4;
+  for (int64_t g = 0; g < groups; g += kGroups<F>) {
+    const int64_t count = std::min(kGroups<F>, groups - g), quads = count * kQuadsOf<F>;
+    unpack_digits<F>(strip + g * kGroupBytes, count, tile);
+    const int8_t *row = x + g * kQuadsOf<F> * 4;
     int32_t *acc = acc_TR;
     int64_t t = 0;
     for (; t + 4 <= tokens; t += 4, row += 4 * x_stride, acc += 4 * kStripRows)
@@ -145,10 +101,10 @@ inline V multiply_group(V acc, V bytes, V x0, V x1, V x2, V x3, V x4) {
 #define ADD(i) store(acc_R + 8 * i, _mm256_add_epi32(load(acc_R + 8 * i), widen(b##i)));
 template <int32_t F>
 void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *acc_R) {
-  for (int64_t start = 0; start < groups; start += Layout<F>::groups) {
-    const int64_t count = std::min(Layout<F>::groups, groups - start);
+  for (int64_t start = 0; start < groups; start += kGroups<F>) {
+    const int64_t count = std::min(kGroups<F>, groups - start);
     FOR_ROWS(ZERO)
-    for (int64_t g = 0; g < count; ++g, strip += kGroupBytes, x += 4 * Layout<F>::quads) {
+    for (int64_t g = 0; g < count; ++g, strip += kGroupBytes, x += 4 * kQuadsOf<F>) {
       prefetch_group(strip);
       const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
       const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;

@@ -1,4 +1,4 @@
-// What the AVX2 files share. Include it from files compiled for AVX2 only.
+// What the AVX2 files share. Include it from files compiled for AVX2, or more, only.
 #pragma once
 #include <immintrin.h>
 
@@ -29,6 +29,11 @@ static inline void prefetch_group(const uint8_t *p) {
   const auto at = reinterpret_cast<uintptr_t>(p), inside = at % kWindow;
   const auto *next = reinterpret_cast<const char *>(at - inside + kWindow + inside / 4);
   for (uintptr_t page = 0; page < kWindow; page += kPage) _mm_prefetch(next + page, _MM_HINT_T1);
+}
+// 8 scales in bf16.
+static inline __m256 scales(const uint16_t *bf16) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(bf16));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
 void dot_scaled(const ScaledStrip &w, const GroupedInput &x, int64_t tokens, float *y_TR);

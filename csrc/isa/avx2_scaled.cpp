@@ -29,10 +29,6 @@ inline void add_group(float *y, V acc, V correction, __m256 scale, __m256 s) {
   const __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(acc, correction));
   _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), _mm256_mul_ps(value, _mm256_mul_ps(scale, s))));
 }
-inline __m256 scales(const uint16_t *bf16) {
-  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(bf16));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
 
 // GEMV, straight from the packed bytes: 256 of them a k-group, 8 rows a register. FOR_ROWS repeats for i = 0..7.
 #define FOR_ROWS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)

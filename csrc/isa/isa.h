@@ -80,7 +80,7 @@ extern const FloatKernels kScalarFloats;
 extern const Isa kScalar;
 #if defined(MOTE_X86)
 extern const FloatKernels kAvx2Floats, kAvx512Floats;
-extern const Isa kAvx2, kAvx512Vnni;
+extern const Isa kAvx2, kAvxVnni, kAvx512Vl, kAvx512Vnni;
 #endif
 #if defined(MOTE_ARM)
 extern const FloatKernels kNeonFloats;

@@ -12,7 +12,7 @@ namespace {
 
 const Isa *const kBestFirst[] = {
 #if defined(MOTE_X86)
-    &kAvx512Vnni, &kAvx2,
+    &kAvx512Vnni, &kAvxVnni, &kAvx512Vl, &kAvx2,
 #endif
 #if defined(MOTE_ARM)
     &kNeon,

@@ -81,7 +81,7 @@ def info() -> dict[str, Any]:
 
 
 def select_isa(name: str | None = None) -> None:
-    """Uses the kernels of one ISA ("scalar", "avx2", "avx512vnni", "neon") in the whole process.
+    """Uses the kernels of one ISA ("scalar", "avx2", "avx512vl", "avxvnni", "avx512vnni", "neon") in the whole process.
 
     None goes back to the choice at start: MOTE_ISA, or the best that the CPU runs. Raises NativeError when
     they do not run here.
