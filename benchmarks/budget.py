@@ -1,14 +1,16 @@
 """Accuracy against the bytes of the feed-forward networks: ternary experts, fewer larger ones, dense; on real weights.
 
     python -m benchmarks.budget [--run runs/small] [--out-dir runs/budget] [--recipe recipes/small.yaml]
+    python -m benchmarks.budget --method rtn --widths int4 int3 --keep
     python -m benchmarks.budget --draw
 
 needs a finished pipeline in --run: its dense model (stage II), its data and its trained MoTE. The others are up-cycled
 from the same dense model and trained like MoTE, by the recipe's stage III: MoE-LLaVA with 4, 3 and 2 full-precision
-experts, the best two of a token renormalised. Then each is quantised after training to the widths of `VARIANTS`, by one
-method, and scored on the val split, since methods and widths may be chosen by it. The dense model is not trained any
-further. Steps that are done are not done again, so a run that was stopped goes on. --draw: from the report, the picture
-docs/images/budget.svg and the tables of docs/explanation/budget.md.
+experts, the best two of a token renormalised. The dense model is not trained any further. Then each is quantised after
+training to the widths of `VARIANTS`, with zero points, by one method, and scored on the val split, since methods and
+widths may be chosen by it. --keep adds to the rows of an earlier run, of another method say: what is compared is then
+the best of each family. Steps that are done are not done again, so a run that was stopped goes on. --draw: from the
+report, the picture docs/images/budget.svg and the tables of docs/explanation/budget.md.
 """
 
 import argparse
@@ -78,7 +80,17 @@ def sixteenths(family: str, width: str) -> float:
     return 16 * nominal_bits(family, width) / (4 * BITS["none"])
 
 
-def steps(run: Path, experts: Any, method: str, seed: int) -> Iterator[Any]:
+def variants(widths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(family, width) of each variant that was asked for."""
+    return ((name, width) for name, all_widths in VARIANTS.items() for width in all_widths if width in widths)
+
+
+def folder(name: str, width: str, method: str) -> str:
+    """Where a variant lies."""
+    return f"{name}/{width}" if width == "none" else f"{name}/{width}-{method}"
+
+
+def steps(run: Path, experts: Any, method: str, seed: int, widths: Sequence[str]) -> Iterator[Any]:
     """The table of steps: up-cycling and training of each family, then quantising and scoring of each variant."""
     from mote.cli.steps import Step
     from mote.compress.quantize_config import QuantizeConfig
@@ -96,25 +108,23 @@ def steps(run: Path, experts: Any, method: str, seed: int) -> Iterator[Any]:
                    run=_upcycle(settings, run))  # fmt: skip
         yield Step(name=f"{name}-train", title=f"training {family.title}", output=f"{name}/trained", config=experts,
                    parents=(f"{name}-upcycle",), seconds=240, run=_train(experts, run, f"{name}-upcycle"))  # fmt: skip
-    for name, family in FAMILIES.items():
-        for width in VARIANTS[name]:
-            base = (f"{name}-train",) if family.experts else ()
-            parent = {} if base else {"parent": given[name]}
-            scored = base
-            if width != "none" or name == "mote":
-                asked: Any = {"shared": "none", family.part: width}
-                chosen = method if width != "none" else "rtn"
-                symmetric = chosen != "hqq"
-                config = QuantizeConfig(**asked, group=GROUP, method=chosen, symmetric=symmetric, seed=seed)  # type: ignore[arg-type]
-                step = f"{name}-{width}"
-                yield Step(name=step, title=f"quantising {family.title}, {width}", output=f"{name}/{width}",
-                           config={"quantize": asdict(config), **parent}, parents=base, seconds=20,
-                           run=_quantize(config, run, name, base))  # fmt: skip
-                scored = (step,)
-            config_e = EvaluateConfig(samples=0, seed=seed)
-            yield Step(name=f"{name}-{width}-score", title=f"scoring {family.title}, {width}",
-                       output=f"{name}/{width}-score", config={"evaluate": asdict(config_e), **parent}, parents=scored,
-                       seconds=45, run=_score(config_e, run, name, scored))  # fmt: skip
+    for name, width in variants(widths):
+        family, at = FAMILIES[name], folder(name, width, method)
+        base = (f"{name}-train",) if family.experts else ()
+        parent = {} if base else {"parent": given[name]}
+        scored, step = base, at.replace("/", "-")
+        if width != "none" or name == "mote":
+            asked: Any = {"shared": "none", family.part: width}
+            chosen: Any = method if width != "none" else "rtn"
+            config = QuantizeConfig(**asked, group=GROUP, method=chosen, symmetric=width == "none", seed=seed)
+            yield Step(name=step, title=f"quantising {family.title}, {width}", output=at,
+                       config={"quantize": asdict(config), **parent}, parents=base, seconds=20,
+                       run=_quantize(config, run, name, base))  # fmt: skip
+            scored = (step,)
+        config_e = EvaluateConfig(samples=0, seed=seed)
+        yield Step(name=f"{step}-score", title=f"scoring {family.title}, {width}", output=f"{at}-score",
+                   config={"evaluate": asdict(config_e), **parent}, parents=scored, seconds=45,
+                   run=_score(config_e, run, name, scored))  # fmt: skip
 
 
 def _upcycle(settings: Any, run: Path) -> Any:
@@ -171,27 +181,47 @@ def stored_ffn_bytes(checkpoint: Path) -> int:
     return true_ffn_bytes(tensors) - sum(t.nbytes // 2 for t in matrices)
 
 
-def rows(run: Path, out: Path, method: str) -> list[dict[str, Any]]:
+def rows(run: Path, out: Path, method: str, widths: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each variant that has been scored."""
     found = []
-    for name, family in FAMILIES.items():
-        for width in VARIANTS[name]:
-            result = out / name / f"{width}-score" / "result.json"
-            if not result.exists():
-                continue
-            scores = json.loads(result.read_text())
-            packed = out / name / width
-            weights = packed if packed.exists() else out / name / "trained" if family.experts else run / name
-            found.append({
-                **{"what": "accuracy", "family": name, "title": family.title, "width": width, "group": GROUP},
-                "method": method if width != "none" else "none",
-                "nominal_bits": nominal_bits(name, width),
-                "sixteenths": round(sixteenths(name, width), 3),
-                "ffn_bytes": stored_ffn_bytes(weights),
-                "skills": scores["skills"],
-                "average": scores["average"],
-            })  # fmt: skip
+    for name, width in variants(widths):
+        family, packed = FAMILIES[name], out / folder(name, width, method)
+        result = packed.with_name(f"{packed.name}-score") / "result.json"
+        if not result.exists():
+            continue
+        scores = json.loads(result.read_text())
+        weights = packed if packed.exists() else out / name / "trained" if family.experts else run / name
+        found.append({
+            **{"what": "accuracy", "family": name, "title": family.title, "width": width, "group": GROUP},
+            "method": method if width != "none" else "none",
+            "nominal_bits": nominal_bits(name, width),
+            "sixteenths": round(sixteenths(name, width), 3),
+            "ffn_bytes": stored_ffn_bytes(weights),
+            "skills": scores["skills"],
+            "average": scores["average"],
+        })  # fmt: skip
     return found
+
+
+def in_order(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Family by family, from wide to narrow."""
+    families, widths = list(FAMILIES), list(BITS)
+    return sorted(rows, key=lambda row: (families.index(row["family"]), widths.index(row["width"]), row["method"]))
+
+
+def best_methods(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each variant the row of the method that scores best on average."""
+    best: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        key = row["family"], row["width"]
+        if key not in best or row["average"]["value"] > best[key]["average"]["value"]:
+            best[key] = row
+    return list(best.values())
+
+
+def precision(row: Mapping[str, Any]) -> str:
+    """BF16, or INT4 and the method that made it."""
+    return "BF16" if row["width"] == "none" else f"{row['width'].upper()} {row['method'].upper()}"
 
 
 def best_within(rows: Sequence[Mapping[str, Any]], budget: float) -> list[Mapping[str, Any]]:
@@ -213,10 +243,8 @@ def tables(report: Mapping[str, Any]) -> str:
         scores = " | ".join(f"{100 * row['skills'][s]['value']:.1f}" for s in skills)
         average = row["average"]
         interval = f"{100 * average['value']:.1f} ({100 * average['low']:.1f} to {100 * average['high']:.1f})"
-        width = {"none": "BF16"}.get(row["width"], row["width"].upper())
-        return (
-            f"| {row['title']} | {width} | {row['sixteenths']:.2f}/16 | {row['ffn_bytes']:,} | {scores} | {interval} |"
-        )
+        start = f"| {row['title']} | {precision(row)} | {row['sixteenths']:.2f}/16 | {row['ffn_bytes']:,}"
+        return f"{start} | {scores} | {interval} |"
 
     head = f"| model | after training | paper's accounting | true bytes | {' | '.join(skills)} | average (95%) |"
     rule = "|---|---|---:|---:|" + "---:|" * len(skills) + "---|"
@@ -243,7 +271,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     # What broke lies far below all else: an axis of its own keeps the rest apart.
     figure, axes = pyplot.subplots(2, 1, figsize=(8.4, 5.6), sharex=True, height_ratios=(6, 1))
     for name, family in FAMILIES.items():
-        points = sorted((r for r in report["rows"] if r["family"] == name), key=lambda r: r["ffn_bytes"])
+        points = sorted((r for r in best_methods(report["rows"]) if r["family"] == name), key=lambda r: r["ffn_bytes"])
         x = [row["ffn_bytes"] / 1e6 for row in points]
         y = [100 * row["average"]["value"] for row in points]
         below = [100 * (row["average"]["value"] - row["average"]["low"]) for row in points]
@@ -285,6 +313,8 @@ def main() -> None:
     parser.add_argument("--out-dir", type=Path, default=Path("runs/budget"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/small.yaml"))
     parser.add_argument("--method", default="hqq", choices=("rtn", "hqq", "gptq"))
+    parser.add_argument("--widths", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--keep", action="store_true", help="keep the other rows of --out")
     parser.add_argument("--out", type=Path, default=RESULTS / "budget.json")
     parser.add_argument("--draw", action="store_true", help="only the picture and the page, from the report")
     a = parser.parse_args()
@@ -294,9 +324,15 @@ def main() -> None:
 
         e = read_experiment(a.recipe)
         run = a.run.absolute()
-        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed)))
-        found = rows(run, a.out_dir, a.method)
-        save(a.out, {}, found, settings={"recipe": a.recipe.name, "method": a.method, "split": "val", "seed": e.seed})
+        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed, a.widths)))
+        kept = json.loads(a.out.read_text())["rows"] if a.keep else []
+        found = {tuple(row[key] for key in ("family", "width", "method")): row for row in kept}
+        found |= {
+            tuple(row[key] for key in ("family", "width", "method")): row
+            for row in rows(run, a.out_dir, a.method, a.widths)
+        }
+        settings = {"recipe": a.recipe.name, "split": "val", "seed": e.seed}
+        save(a.out, {}, in_order(list(found.values())), settings=settings)
     report = json.loads(a.out.read_text())
     draw(report, PICTURE)
     page = PAGE.read_text()

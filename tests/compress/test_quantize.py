@@ -86,6 +86,21 @@ def test_a_file_holds_what_the_walk_left_in_the_model(family, method, kind, sour
     assert report["calibration"]["tokens"] == read.tokens > 8 * 8
 
 
+@pytest.mark.parametrize("method", ["gptq", "hqq"])
+def test_a_tower_is_rounded_whatever_the_method(method, source, write_mix, tmp_path):
+    """The head is not the embedding here: what calibration found for it is not the tower's."""
+    checkpoint = source("llava", "dense")
+    config = _settings("dense", method=method, symmetric=method == "gptq", tower="int8")
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=write_mix())
+    assert written.mote.tower.scale == "absmax"
+    rounded = mote.pack(checkpoint, tmp_path / "rounded", tower="int8", group=32, symmetric=config.symmetric)
+    rounded = mote.Checkpoint.open(rounded)
+    names = [name for name in written.tensors if "vision_tower" in name]
+    assert sum(name.endswith(".packed") for name in names) == 2 * 6
+    for name in names:
+        assert torch.equal(written.read(name), rounded.read(name)), name
+
+
 def _linears(model):
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mote.checkpoint.atomic import check_target
-from mote.checkpoint.layout import decoder_prefixes
+from mote.checkpoint.layout import VISION, decoder_prefixes
 from mote.checkpoint.lineage import Provenance, file_hash, pretty_json
 from mote.checkpoint.shards import Checkpoint
 from mote.compress.calibration import Calibration, calibration_file, read_calibration
@@ -128,7 +128,7 @@ class _Walked:
 
     def __call__(self, name: str, layout: PackedMatrix) -> PackedTensors | None:
         """The packed form of the tensor `name`, None for one that the walk left alone."""
-        made = self._packed.get(self._place(name))
+        made = None if VISION.search(name) else self._packed.get(self._place(name))
         if made is None:
             return None
         if ".mlp.experts." not in name:
