@@ -2,7 +2,7 @@
 so400m/14 at 378 pixels, with random weights.
 
 Ours is INT8 on our kernels, as `mote pack --tower int8` stores it, inside of torch; beside it torch's own bf16 (fp32 on
-a processor that does not multiply bf16). llama.cpp's is its own, in BF16, from a file of `peers/llama_tower.py`.
+a processor that does not multiply bf16). llama.cpp's is its own, from files of `peers/llama_tower.py`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ REPEATS = 3
 
 @cache
 def tower_seconds(threads: int, model: Path | None, peers: Path) -> dict[str, list[float]]:
-    """Seconds of each of a few pictures, by "mote int8", "torch bf16" or "torch f32", "llama.cpp BF16".
+    """Seconds of each of a few pictures, by "mote int8", "torch bf16" or "torch f32", "llama.cpp F16" and so on.
 
     model: any GGUF file of a language model, which llama.cpp wants beside a tower; None leaves llama.cpp out.
     """

@@ -2,7 +2,8 @@
 
     .venv-peers/bin/python -m benchmarks.peers.llama_tower runs/bench/1.5b-dense-Q4_0-Q6_K.gguf --threads 1
 
-The model is any of `write_gguf`; the tower's file is written beside it and kept.
+The model is any of `write_gguf`; the tower's files, one for each type of matrix in `TYPES`, are written beside it and
+kept. Types with blocks do not fit its 4304 inputs.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 
 SIZES = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 IMAGE, PATCH = 378, 14
+TYPES = ("BF16", "F16")
 
 
 def tensors(width: int) -> Iterator[tuple[str, tuple[int, ...], bool]]:
@@ -39,8 +41,8 @@ def tensors(width: int) -> Iterator[tuple[str, tuple[int, ...], bool]]:
         yield f"{name}.bias", shape[:1], False
 
 
-def write(path: Path, width: int) -> None:
-    """The tower, matrices in BF16."""
+def write(path: Path, width: int, kind: str) -> None:
+    """The tower, with matrices of one of `TYPES`."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path.with_suffix(".partial")), "clip")
@@ -63,8 +65,8 @@ def write(path: Path, width: int) -> None:
     for name, shape, matrix in tensors(width):
         values = random.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
         if matrix:
-            kind = gguf.GGMLQuantizationType.BF16
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+            dtype = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(name, gguf.quants.quantize(values, dtype), raw_dtype=dtype)
         else:
             writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -74,7 +76,7 @@ def write(path: Path, width: int) -> None:
     path.with_suffix(".partial").rename(path)
 
 
-def measure(model_path: Path, threads: int, repeats: int) -> list[float]:
+def measure(model_path: Path, kind: str, threads: int, repeats: int) -> list[float]:
     """Seconds of encoding one picture, the first, which also allocates, left out."""
     import llama_cpp
     from llama_cpp import mtmd_cpp
@@ -87,9 +89,9 @@ def measure(model_path: Path, threads: int, repeats: int) -> list[float]:
     if not model:
         raise SystemExit(f"llama_tower: {model_path} does not load")
     width = llama_cpp.llama_model_n_embd(model)
-    tower = model_path.with_name(f"mmproj-so400m-{width}.gguf")
+    tower = model_path.with_name(f"mmproj-so400m-{width}-{kind}.gguf")
     if not tower.exists():
-        write(tower, width)
+        write(tower, width, kind)
     params = mtmd_cpp.mtmd_context_params_default()
     params.use_gpu, params.n_threads = False, threads
     context = mtmd_cpp.mtmd_init_from_file(str(tower).encode(), model, params)
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     a = parser.parse_args()
-    print(json.dumps({"llama.cpp BF16": measure(a.model, a.threads, a.repeats)}))
+    print(json.dumps({f"llama.cpp {kind}": measure(a.model, kind, a.threads, a.repeats) for kind in TYPES}))
 
 
 if __name__ == "__main__":
