@@ -46,9 +46,9 @@ Random weights in the shapes of Qwen2.5, one sequence. `prefill` of 64 tokens is
 the paper's shape (random ids: what a token costs does not depend on where its embedding comes from); `ttft` is the time
 from that picture to the first word, each engine's own vision tower included (`tower`: SigLIP so400m/14 at 378 pixels;
 ours in INT8, llama.cpp's in BF16 or F16, whichever is faster; [tower.py](../benchmarks/tower.py)); `open` is from
-opening the weights (in the page cache; no tokenizer or processor) to the first token of a prompt of 8; `resident` is the
-peak memory above that of the process after its imports. llama.cpp has its usual head and settings, the key-value cache
-in f16; ours is in bf16. How: [engine.py](../benchmarks/engine.py).
+opening the weights (in the page cache; no tokenizer or processor) to the first token of a prompt of 8; `resident` is
+the peak memory above that of the process after its imports. llama.cpp has its usual head and settings, the key-value
+cache in f16; ours is in bf16. How: [engine.py](../benchmarks/engine.py).
 """
 
 
