@@ -23,7 +23,11 @@ static inline V broadcast(const int8_t *x) {
 }
 static inline V bytes_of(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 // GCC would keep running sums in memory inside the loop; what it may not look into stays in its register.
+#if defined(MOTE_EMULATE_AVX512)
+static inline void pin(V &) {}  // emulated, it is in no register
+#else
 static inline void pin(V &sum) { asm("" : "+v"(sum)); }
+#endif
 static inline void prefetch_group(const uint8_t *p) {
   for (int64_t line = 0; line < 256; line += 64)
     _mm_prefetch(reinterpret_cast<const char *>(p) + kPrefetch + line, _MM_HINT_T0);
