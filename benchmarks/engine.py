@@ -93,8 +93,9 @@ def warm(path: Path) -> None:
                 pass
 
 
-def run(plan: Plan, paths: Mapping[Side, Path], peers: Path) -> list[dict[str, Any]]:
-    """The rows of one group, its sides taking turns. paths: each side's file or directory."""
+def run(plan: Plan, paths: Mapping[Side, Path], peers: Path, theirs: Path | None) -> list[dict[str, Any]]:
+    """The rows of one group, its sides taking turns. paths: each side's file or directory. theirs: any of llama.cpp's,
+    for its vision tower."""
     ceilings = Ceilings(_BANDWIDTH_MEGABYTES)
     reading = ceilings.reading(plan.threads)
     timed = {side: Timed(threads=plan.threads) for side in paths}
@@ -106,7 +107,6 @@ def run(plan: Plan, paths: Mapping[Side, Path], peers: Path) -> list[dict[str, A
             bandwidth.append(ceilings.read_bytes / seconds(reading))
             timed[side].add(measured(side, path, plan, peers))
             print(f"engine: {plan.shape} {plan.threads} thr round {number + 1}: {side.name}", file=sys.stderr)
-    theirs = next((path for side, path in paths.items() if side.engine == "llama.cpp"), None)
     return rows_of(plan.shape, timed, bandwidth, tower_seconds(plan.threads, theirs, peers))
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--experts", nargs="*", type=int, default=[4])
     parser.add_argument("--codec", nargs="*", choices=("base3", "2bit"), default=["base3"])
     parser.add_argument("--expert-type", nargs="*", choices=("TQ2_0", "TQ1_0", "Q4_0"), default=["TQ2_0", "TQ1_0"])
-    parser.add_argument("--only", nargs="+", help="names of sides, as they are printed; default all")
+    parser.add_argument("--only", nargs="+", help="names of sides as they are printed, maybe after a shape")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
     parser.add_argument("--decode", type=int, default=24, help="tokens, 2 or more: the first is not counted")
@@ -141,13 +141,17 @@ def main() -> None:
     rows = {key(row): row for row in (json.loads(a.out.read_text())["rows"] if a.keep and a.out.exists() else [])}
     warn_if_busy("engine")
     peers, folder = a.peers.absolute(), a.dir.absolute()
+    theirs = None
     for threads in a.threads:
         for shape in a.shape:
             plan = Plan(shape=shape, threads=threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
-            chosen = [s for s in sides(shape, a.experts, a.codec, a.expert_type) if s.name in (a.only or [s.name])]
+            offered = sides(shape, a.experts, a.codec, a.expert_type)
+            chosen = [s for s in offered if not a.only or {s.name, f"{shape} {s.name}"} & set(a.only)]
             if not chosen:
                 raise SystemExit(f"engine: --only {' '.join(a.only)} names no side of {shape}; see the names of rows")
-            found = run(plan, {side: write(side, folder, peers) for side in chosen}, peers)
+            paths = {side: write(side, folder, peers) for side in chosen}
+            theirs = theirs or next((path for side, path in paths.items() if side.engine == "llama.cpp"), None)
+            found = run(plan, paths, peers, theirs)
             rows |= {key(row): row for row in found}
             print("\n".join(map(show, found)), flush=True)
             # After each group, so that a run that is stopped leaves what it has measured.

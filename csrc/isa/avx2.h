@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "isa/isa.h"
+#include "isa/prefetch.h"
 
 namespace mote::avx2 {
 
@@ -22,14 +23,6 @@ static inline V multiply_add(V acc, V digits, V x) { return _mm256_add_epi16(acc
 static inline V widen(V acc16) { return _mm256_madd_epi16(acc16, _mm256_set1_epi16(1)); }
 // Keeps a value in its register: GCC otherwise moves running sums about, and to the stack and back, in inner loops.
 static inline void pin(V &v) { asm("" : "+x"(v)); }
-// One stream of reads leaves a third of the memory's bandwidth unused. So the next 16 KiB are asked for a line from each
-// of their four pages at a time, four lines for each k-group of 256 bytes that is read.
-static inline void prefetch_group(const uint8_t *p) {
-  constexpr uintptr_t kPage = 4096, kWindow = 4 * kPage;
-  const auto at = reinterpret_cast<uintptr_t>(p), inside = at % kWindow;
-  const auto *next = reinterpret_cast<const char *>(at - inside + kWindow + inside / 4);
-  for (uintptr_t page = 0; page < kWindow; page += kPage) _mm_prefetch(next + page, _MM_HINT_T1);
-}
 // 8 scales in bf16.
 static inline __m256 scales(const uint16_t *bf16) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(bf16));

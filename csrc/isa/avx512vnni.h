@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "isa/isa.h"
+#include "isa/prefetch.h"
 
 namespace mote::avx512vnni {
 
@@ -28,7 +29,8 @@ static inline void pin(V &) {}  // emulated, it is in no register
 #else
 static inline void pin(V &sum) { asm("" : "+v"(sum)); }
 #endif
-static inline void prefetch_group(const uint8_t *p) {
+// The 256 bytes that are due soon, for L1, on the way from L2 if `prefetch_pages` has asked for them.
+static inline void prefetch_lines(const uint8_t *p) {
   for (int64_t line = 0; line < 256; line += 64)
     _mm_prefetch(reinterpret_cast<const char *>(p) + kPrefetch + line, _MM_HINT_T0);
 }
