@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import RESULTS, Numbers
+from benchmarks.shapes import SHAPES
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 INK = "#7d8590"
@@ -40,7 +41,7 @@ def engine_panels(report: Row) -> dict[str, Bars]:
     panels: dict[str, Bars] = {}
     threads = min(row["threads"] for row in report["rows"])
     longest = max(row["tokens"] for row in report["rows"])
-    for row in report["rows"]:
+    for row in sorted(report["rows"], key=lambda row: list(SHAPES).index(row["model_shape"])):
         if row["unit"] != "tokens/s" or row["threads"] != threads or row["tokens"] not in (1, longest):
             continue
         what = "decode" if row["what"] == "decode" else f"prompt of {longest}"
@@ -50,7 +51,7 @@ def engine_panels(report: Row) -> dict[str, Bars]:
 
 
 def draw(panels: Mapping[str, Bars], path: Path) -> None:
-    """One panel beside the other; a bar is a median, its whisker runs from minimum to maximum."""
+    """Up to three panels side by side, more in two columns. A bar is a median, its whisker spans minimum to maximum."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -58,9 +59,13 @@ def draw(panels: Mapping[str, Bars], path: Path) -> None:
 
     pyplot.rcParams.update({"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK})
     pyplot.rcParams.update({"axes.edgecolor": INK, "font.size": 9, "svg.hashsalt": "mote"})
-    most = max(map(len, panels.values()))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 0.7 + 0.3 * most), squeeze=False)
-    for axis, (title, bars) in zip(axes[0], panels.items(), strict=True):
+    columns, bars_of = len(panels) if len(panels) <= 3 else 2, list(map(len, panels.values()))
+    heights = [0.7 + 0.3 * max(bars_of[at : at + columns]) for at in range(0, len(panels), columns)]
+    size = (4.2 * columns, sum(heights))
+    figure, axes = pyplot.subplots(len(heights), columns, figsize=size, height_ratios=heights, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, bars) in zip(axes.flat, panels.items(), strict=False):
         names = sorted(bars, key=lambda name: bars[name]["median"])
         medians = [bars[name]["median"] for name in names]
         below = [bars[name]["median"] - bars[name]["min"] for name in names]
