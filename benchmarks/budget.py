@@ -326,11 +326,8 @@ def main() -> None:
         run = a.run.absolute()
         run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed, a.widths)))
         kept = json.loads(a.out.read_text())["rows"] if a.keep else []
-        found = {tuple(row[key] for key in ("family", "width", "method")): row for row in kept}
-        found |= {
-            tuple(row[key] for key in ("family", "width", "method")): row
-            for row in rows(run, a.out_dir, a.method, a.widths)
-        }
+        measured = [*kept, *rows(run, a.out_dir, a.method, a.widths)]  # the later of two alike stays
+        found = {(row["family"], row["width"], row["method"]): row for row in measured}
         settings = {"recipe": a.recipe.name, "split": "val", "seed": e.seed}
         save(a.out, {}, in_order(list(found.values())), settings=settings)
     report = json.loads(a.out.read_text())

@@ -45,4 +45,21 @@ static inline void unpack_digits(const uint8_t *strip, int64_t groups, uint8_t *
       }
     }
 }
+
+// acc plus one k-group of 8 rows for one token, decoded in registers; kAdd(acc, digits, x) multiplies quads and adds.
+template <int32_t F, V (*kAdd)(V, V, V)>
+static inline V multiply_group(V acc, V bytes, V x0, V x1, V x2, V x3, V x4) {
+  if constexpr (F == MOTE_2BIT) {
+    acc = kAdd(acc, digit_2bit(bytes, 0), x0);
+    acc = kAdd(acc, digit_2bit(bytes, 1), x1);
+    acc = kAdd(acc, digit_2bit(bytes, 2), x2);
+    return kAdd(acc, digit_2bit(bytes, 3), x3);
+  } else {
+    acc = kAdd(acc, take_digit(&bytes, 81), x4);
+    acc = kAdd(acc, take_digit(&bytes, 27), x3);
+    acc = kAdd(acc, take_digit(&bytes, 9), x2);
+    acc = kAdd(acc, take_digit(&bytes, 3), x1);
+    return kAdd(acc, bytes, x0);
+  }
+}
 }  // namespace mote::avx2

@@ -22,6 +22,8 @@ constexpr int64_t kTileQuads = 100;   // of digits: 25 KiB
 constexpr int64_t kTileInputs = 256;  // of int4, unless a single scale group has more
 constexpr int64_t kTokens = 6;        // multiplied with a tile at once
 
+inline V add_quads(V acc, V digits, V x) { return DPBUSD(acc, digits, x); }
+
 // Named accumulators a<token><half>, 12 of the 16 registers at T = 6: GCC spills an array of registers. FOR_TOKENS
 // repeats a statement for tokens 0..5; those from T on compile to nothing.
 #define FOR_TOKENS(M) M(0) M(1) M(2) M(3) M(4) M(5)
@@ -95,27 +97,10 @@ void many_tokens(const uint8_t *strip, int64_t groups, const int8_t *x, int64_t 
   }
 }
 
-// One k-group of 8 rows for one token.
-template <int32_t F>
-inline V multiply_group(V acc, V bytes, V x0, V x1, V x2, V x3, V x4) {
-  if constexpr (F == MOTE_2BIT) {
-    acc = DPBUSD(acc, digit_2bit(bytes, 0), x0);
-    acc = DPBUSD(acc, digit_2bit(bytes, 1), x1);
-    acc = DPBUSD(acc, digit_2bit(bytes, 2), x2);
-    return DPBUSD(acc, digit_2bit(bytes, 3), x3);
-  } else {
-    acc = DPBUSD(acc, take_digit(&bytes, 81), x4);
-    acc = DPBUSD(acc, take_digit(&bytes, 27), x3);
-    acc = DPBUSD(acc, take_digit(&bytes, 9), x2);
-    acc = DPBUSD(acc, take_digit(&bytes, 3), x1);
-    return DPBUSD(acc, bytes, x0);
-  }
-}
-
 // GEMV, straight from the packed bytes. Accumulators b0..b7 hold rows 8i..8i+7; FOR_ROWS repeats for i = 0..7.
 #define FOR_ROWS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7)
 #define ZERO(i) V b##i = _mm256_setzero_si256();
-#define MULTIPLY(i) b##i = multiply_group<F>(b##i, load(strip + 32 * i), x0, x1, x2, x3, x4);
+#define MULTIPLY(i) b##i = multiply_group<F, add_quads>(b##i, load(strip + 32 * i), x0, x1, x2, x3, x4);
 #define KEEP(i) store(acc_R + 8 * i, b##i);
 template <int32_t F>
 void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *acc_R) {

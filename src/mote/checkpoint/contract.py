@@ -18,7 +18,9 @@ MODEL_TYPE = "mote_lmm"
 State = Literal["dense", "upcycled", "packed"]
 Combine = Literal["add", "convex", "gated"]
 CodecName = Literal["base3", "2bit"]
-CLASSES = ("routed", "shared", "attention", "head", "tower")
+OUTSIDE = ("attention", "head", "tower")
+"""Classes outside of the feed-forward networks: in full precision unless packing is asked for them."""
+CLASSES = ("routed", "shared", *OUTSIDE)
 """Keys that are number formats, each of one class of matrices."""
 SIZES = (
     *("hidden_size", "ffn_size", "query_size", "key_value_size", "vocab_size"),
@@ -116,7 +118,7 @@ class MoteConfig:
             raise FormatError(f"quantization_config: codec={self.codec!r} with state={self.state!r} and no mixture")
         if tuple(sorted(set(self.layers))) != tuple(self.layers):
             raise FormatError(f"quantization_config: layers {self.layers} are not ascending and unique")
-        for name in ("attention", "head", "tower"):
+        for name in OUTSIDE:
             fmt = getattr(self, name)
             if fmt.quantizer != "none" and (self.state != "packed" or integer_codec(fmt) is None):
                 raise FormatError(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import StringIO
 
+from mote.checkpoint.contract import OUTSIDE
 from mote.cli.output import WIDTH
 from mote.plan.devices import Device
 from mote.plan.measure import On, Plan, count
@@ -144,7 +145,7 @@ def _peers(survey: Survey) -> list[str]:
 
 
 def _rest(plan: Plan) -> str:
-    parts = [(name, getattr(plan.choice, name)) for name in ("attention", "head", "tower")]
+    parts = [(name, getattr(plan.choice, name)) for name in OUTSIDE]
     said = ", ".join(f"{name} {value.upper()}" for name, value in parts if value != "none")
     return f"; {said}" if said else ""
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from mote.checkpoint.contract import CodecName, MoteConfig
+from mote.checkpoint.contract import OUTSIDE, CodecName, MoteConfig
 from mote.checkpoint.layout import is_ternary
 from mote.errors import CheckpointError, FormatError
 from mote.model.packed import packable
 from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat, integer_codec
 
-PARTS = ("shared", "attention", "head", "tower", "experts")
+PARTS = ("shared", *OUTSIDE, "experts")
 """Settings that are storages of a class of matrices."""
 
 
@@ -73,7 +73,7 @@ class PackConfig:
         CheckpointError when `where` is packed already, or dense with nothing to pack, FormatError when its experts are
         on a grid that the codecs do not hold or the shared expert was trained on another than the one asked for.
         """
-        others: dict[str, Any] = {name: self.format(getattr(self, name)) for name in ("attention", "head")}
+        others: dict[str, Any] = {name: self.format(getattr(self, name)) for name in OUTSIDE}
         # Calibration does not see the tower, whatever the method.
         others["tower"] = PackConfig.format(self, self.tower)
         if upcycled is None:

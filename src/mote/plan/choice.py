@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from mote.checkpoint.accounting import BF16_BITS, nominal_bits
-from mote.checkpoint.contract import CodecName, MoteConfig
+from mote.checkpoint.contract import OUTSIDE, CodecName, MoteConfig
 from mote.errors import FormatError, PlanError
 from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat
 
@@ -48,9 +48,7 @@ class Choice:
             ("experts_format", ("ternary", *STORAGES)),
             ("codec", CODECS),
             ("shared", STORAGES),
-            ("attention", STORAGES),
-            ("head", STORAGES),
-            ("tower", STORAGES),
+            *((name, STORAGES) for name in OUTSIDE),
             ("group", GROUPS),
         ):
             if getattr(self, name) not in allowed:
@@ -72,7 +70,7 @@ class Choice:
     def packed(self) -> bool:
         """Whether anything is stored in another form than the dense model's."""
         routed = self.kind != "dense" and self.experts_format != "none"
-        return routed or any(name != "none" for name in (self.shared, self.attention, self.head, self.tower))
+        return routed or any(getattr(self, name) != "none" for name in ("shared", *OUTSIDE))
 
     def contract(self, num_layers: int) -> MoteConfig | None:
         """The `quantization_config`, sizes aside, for a model of so many layers; None for a dense one as it is.
@@ -81,7 +79,7 @@ class Choice:
         """
         if not self.packed and self.kind == "dense":
             return None
-        others: dict[str, Any] = {name: self._format(getattr(self, name)) for name in ("attention", "head", "tower")}
+        others: dict[str, Any] = {name: self._format(getattr(self, name)) for name in OUTSIDE}
         if self.kind == "dense":
             return MoteConfig(
                 state="packed",
@@ -121,8 +119,7 @@ class Choice:
 
     def title(self) -> str:
         """ "4 x 1.6 bit + shared int4", in the words of the tables."""
-        parts = (("attention", self.attention), ("head", self.head), ("tower", self.tower))
-        rest = "".join(f", {name} {value}" for name, value in parts if value != "none")
+        rest = "".join(f", {name} {value}" for name in OUTSIDE if (value := getattr(self, name)) != "none")
         if self.kind == "dense":
             return f"dense {storage_title(self.shared)}{rest}"
         routed = {"base3": "1.6 bit", "2bit": "2 bit"}[self.codec]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from mote.checkpoint.accounting import GIB, component_bytes, nominal_bits, paper_gib_of, true_ffn_bytes
-from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.contract import OUTSIDE, MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.planned import planned_tensors, with_sizes
 from mote.checkpoint.resident import Resident, cache_bytes, resident, token_bytes
@@ -82,7 +82,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         choice = self.choice
-        formats = {name: getattr(choice, name) for name in ("shared", "attention", "head", "tower", "group")}
+        formats = {name: getattr(choice, name) for name in ("shared", *OUTSIDE, "group")}
         return {
             "model": self.model,
             "title": choice.title(),

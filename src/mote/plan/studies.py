@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mote.checkpoint.accounting import ffn_bytes
+from mote.checkpoint.contract import OUTSIDE
 from mote.plan.measure import Plan
 from mote.plan.skeleton import Skeleton
 
@@ -45,7 +46,7 @@ def measured(skeleton: Skeleton, plan: Plan, reports: list[tuple[str, Mapping[st
     """What the reports say of exactly this plan: the packed model's, or for a dense one in BF16 the dense model's."""
     choice, found = plan.choice, []
     size = ffn_bytes(skeleton.hidden_size, skeleton.ffn_size, skeleton.layers)
-    plain = (choice.shared, choice.attention, choice.head, choice.tower) == ("none",) * 4
+    plain = all(getattr(choice, name) == "none" for name in ("shared", *OUTSIDE))
     for source, report in reports:
         mixture = report["provenance"]["mixture"]
         if report["bytes"]["dense_ffn"] != size or not plain:
