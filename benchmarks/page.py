@@ -116,15 +116,17 @@ def demo_part(report: Row) -> str:
 
 REAL = """## Real weights
 
-Qwen2.5-Coder-0.5B-Instruct, up-cycled without training, beside the file that it comes from in llama.cpp, in one run.
-Below, the engine against transformers (fp32) on the same packed checkpoint: what each number means is in
+Qwen2.5-Coder-Instruct, up-cycled without training, beside the file that it comes from in llama.cpp, in one run. Below,
+the engine against transformers (fp32) on the same packed checkpoint: what each number means is in
 [engine](explanation/engine.md#against-transformers). How: [real.py](../benchmarks/real.py).
 """
 
 
 def real_part(report: Row) -> str:
-    found = [(name.replace("_", " "), f"{value:.3g}") for name, value in report["compare"].items()]
-    return "\n".join([REAL, *engine_tables(report), markdown(("engine against transformers", ""), found)])
+    compared: dict[str, Row] = report["compare"]
+    names = next(iter(compared.values()))
+    found = [(name.replace("_", " "), *(f"{each[name]:.3g}" for each in compared.values())) for name in names]
+    return "\n".join([REAL, *engine_tables(report), markdown(("engine against transformers", *compared), found)])
 
 
 PARTS = {"kernels": kernels_part, "engine": engine_part, "real": real_part, "demo": demo_part}

@@ -4,12 +4,12 @@
     python -m benchmarks.ptq --model qwen0.5b=runs/bench/qwen2.5-coder-0.5b-q4_k_m.gguf --methods rtn hqq gptq
 
 Every matrix of every decoder layer (attention and feed-forward) in groups of 64, embeddings and head as they are.
-Perplexity of 32 windows of 512 tokens, weights dequantised to fp32 and activations as they come, so that it is the
-methods that are compared; 95% intervals by resampling windows. `excess` is the mean log-likelihood lost against the
-model before, window by window. `divergence` is how far its predictions are from the model's before, KL(before || after)
-in nats a token, over the first 8 windows: rounding can undo some training, and then make a fine-tuned model better at
-text, but never more like itself. Calibration: 64 other windows of the same text, or `--mix`, conversations with
-pictures.
+Perplexity of 32 windows of 512 tokens, weights dequantised and activations as they come, so that it is the methods that
+are compared; 95% intervals by resampling windows. Forward passes are in fp32, or by `--precision bf16` in half the
+time. `excess` is the mean log-likelihood lost against the model before, window by window. `divergence` is how far its
+predictions are from the model's before, KL(before || after) in nats a token, over the first 8 windows: rounding can
+undo some training, and then make a fine-tuned model better at text, but never more like itself. Calibration: 64 other
+windows of the same text, or `--mix`, conversations with pictures.
 
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
@@ -18,6 +18,7 @@ Rows that the report has are not measured again, and after --seconds no new one 
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -37,9 +38,10 @@ from mote.compress.calibration import Batch, read_calibration, text_batches
 from mote.compress.methods import awq, gptq, hqq
 from mote.compress.methods.libraries import version
 from mote.compress.quantize_config import Method, QuantizeConfig
-from mote.compress.walk import walk
+from mote.compress.walk import Calibrated, walk
 from mote.evaluate.intervals import bootstrap
 from mote.model.families import anatomy
+from mote.model.precision import Precision, autocast
 from mote.ternary.format import WeightFormat
 from mote.ternary.integers import IntegerWeight, dequantize_integers
 from mote.ternary.round_to_nearest import round_to_nearest
@@ -59,39 +61,40 @@ class Setting:
     bits: int
     symmetric: bool = True
     calibration: str = ""
+    precision: Precision = "fp32"
 
 
 def settings(
-    name: str, methods: Sequence[str], widths: Sequence[int], grids: Sequence[str], mix: bool
+    name: str, methods: Sequence[str], widths: Sequence[int], grids: Sequence[str], *, mix: bool, precision: Precision
 ) -> Iterator[Setting]:
     """Rows of one model."""
-    yield Setting(name, "none", 0)
+    yield Setting(name, "none", 0, precision=precision)
     for method in methods:
         for bits in widths:
             for symmetric in (grid == "symmetric" for grid in grids):
                 if method == "hqq" and symmetric:
                     continue
                 data = "text" if method in ("gptq", "awq") else ""
-                yield Setting(name, method, bits, symmetric, data)
+                yield Setting(name, method, bits, symmetric, data, precision)
                 if mix and data and bits in (4, 3):
-                    yield Setting(name, method, bits, symmetric, "mix")
+                    yield Setting(name, method, bits, symmetric, "mix", precision)
 
 
 class Subject:
-    """A model under test, loaded anew for every row."""
+    """A model under test, a new one for every row."""
 
-    def __init__(self, path: Path, mix: Path | None) -> None:
-        self._path, self._mix = path, mix
+    def __init__(self, path: Path, mix: Path | None, precision: Precision) -> None:
+        self._path, self._mix, self._precision = path, mix, precision
 
     def load(self) -> Any:
         """The model in fp32."""
         if self._path.suffix == ".gguf":
-            return self._from_gguf[0]
+            return copy.deepcopy(self._from_gguf[0])
         from mote.model.opening import open_model
 
         return open_model(self._path).float().eval()
 
-    @property
+    @cached_property
     def _from_gguf(self) -> Any:
         from mote.assemble.language import load_language_model
 
@@ -115,8 +118,14 @@ class Subject:
         """Log-probabilities of the model as it is, fp16 [WINDOW, vocabulary], of the first `COMPARED` windows."""
         model = self.load()
         windows = torch.tensor(self.ids[: WINDOW * COMPARED]).view(COMPARED, WINDOW)
-        with torch.no_grad():
-            return [model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1).half() for ids in windows]
+        return [self.logits(model, ids[None])[0].log_softmax(-1).half() for ids in windows]
+
+    @torch.no_grad()
+    def logits(self, model: Any, ids: Tensor) -> Tensor:
+        """fp32 [B, T, vocabulary], computed in the precision of the rows; ids: int64 [B, T]."""
+        with autocast(model.device, self._precision):
+            found: Tensor = model(input_ids=ids, use_cache=False).logits
+        return found.float()
 
     def batches(self, setting: Setting, model: Any) -> tuple[Batch, ...]:
         """What calibration reads."""
@@ -139,24 +148,22 @@ def text() -> str:
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
-@torch.no_grad()
-def losses(model: Any, ids: Sequence[int]) -> list[float]:
+def losses(model: Any, subject: Subject) -> list[float]:
     """Mean negative log-likelihood of each window, in nats a token."""
     found: list[float] = []
-    for pair in torch.tensor(ids[: WINDOW * TESTED]).view(-1, 2, WINDOW):
-        logits: Tensor = model(input_ids=pair, use_cache=False).logits[:, :-1].float()
+    for pair in torch.tensor(subject.ids[: WINDOW * TESTED]).view(-1, 2, WINDOW):
+        logits = subject.logits(model, pair)[:, :-1]
         each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), pair[:, 1:].flatten(), reduction="none")
         found += each.view(len(pair), -1).mean(1).tolist()
     return found
 
 
-@torch.no_grad()
 def divergences(model: Any, subject: Subject) -> list[float]:
     """KL(before || after) of each window, in nats a token."""
     found = []
     for index, before in enumerate(subject.before):
         ids = torch.tensor(subject.ids[index * WINDOW :][:WINDOW])[None]
-        after = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        after = subject.logits(model, ids)[0].log_softmax(-1)
         found.append(
             float(torch.nn.functional.kl_div(after, before.float(), reduction="none", log_target=True).sum(-1).mean())
         )
@@ -166,18 +173,20 @@ def divergences(model: Any, subject: Subject) -> list[float]:
 def quantize(model: Any, setting: Setting, subject: Subject) -> None:
     """Puts the dequantised weights in the place of the model's."""
     storage: Any = f"int{setting.bits}"
+    method: Any = setting.method
     config = QuantizeConfig(
         shared=storage,
         attention=storage,
         group=GROUP,
-        method=setting.method,
-        symmetric=setting.symmetric,  # type: ignore[arg-type]
+        method=method,
+        symmetric=setting.symmetric,
     )
     contract = config.contract(None, setting.model)
     if config.calibrated:
         batches = subject.batches(setting, model)
         tokens = sum(batch.ids.numel() for batch in batches)
-        walk(model, contract, batches, gptq.Gptq() if setting.method == "gptq" else awq.Awq(tokens), keep=True)
+        calibrated: Calibrated = gptq.Gptq() if setting.method == "gptq" else awq.Awq(tokens)
+        walk(model, contract, batches, calibrated, keep=True, precision=setting.precision)
         return
     with torch.no_grad():
         layers: Any = anatomy(model).decoder.layers
@@ -199,7 +208,7 @@ def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str
     if setting.bits:
         quantize(model, setting, subject)
     spent = time.perf_counter() - start
-    found = losses(model, subject.ids)
+    found = losses(model, subject)
     mean, (low, high) = sum(found) / len(found), bootstrap(found)
     row = {**asdict(setting), "group": GROUP if setting.bits else 0, "seconds": round(spent, 1)}
     if setting.method in ("hqq", "gptq", "awq"):
@@ -223,6 +232,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["rtn", "hqq", "gptq", "awq"])
     parser.add_argument("--bits", nargs="+", type=int, default=list(WIDTHS))
     parser.add_argument("--grids", nargs="+", default=["symmetric", "asymmetric"])
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward passes")
     parser.add_argument("--mix", type=Path, help="conversations with pictures, for rows calibrated on them as well")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "ptq.json")
@@ -230,15 +240,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(a.out.read_text())["rows"] if a.out.exists() else []
     start = time.perf_counter()
     for name, path in (item.split("=", 1) for item in a.model):
-        subject = Subject(Path(path), a.mix)
+        subject = Subject(Path(path), a.mix, a.precision)
         mix = a.mix is not None and "vision" in _config(Path(path))
-        for setting in settings(name, a.methods, a.bits, a.grids, mix):
+        for setting in settings(name, a.methods, a.bits, a.grids, mix=mix, precision=a.precision):
             if any(asdict(setting).items() <= row.items() and ("divergence" in row or not row["bits"]) for row in rows):
                 continue
             if time.perf_counter() - start > a.seconds:
                 print("ptq: time is up; run it again to go on", file=sys.stderr)
                 return
-            before = next((row["losses"] for row in rows if row["model"] == name and not row["bits"]), [])
+            asked = asdict(Setting(name, "none", 0, precision=a.precision)).items()
+            before: list[float] = next((row["losses"] for row in rows if asked <= row.items()), [])
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             rows.append(measure(setting, subject, before))
             about = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}

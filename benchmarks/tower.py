@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def measure(threads: int) -> dict[str, list[float]]:
             model(picture)
         for number in range(REPEATS):
             for name, model in in_turn(sides.items(), number):
-                found[name].append(seconds(lambda model=model: model(picture)))  # type: ignore[misc]
+                found[name].append(seconds(partial(model, picture)))
     return found
 
 

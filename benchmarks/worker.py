@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,7 @@ def measure(
     first = time.perf_counter()
     prefill: dict[str, list[float]] = {}
     for tokens in prompts:
-        prefill[str(tokens)] = [_seconds(lambda tokens=tokens: engine.prefill(ids[:tokens])) for _ in range(repeats)]
+        prefill[str(tokens)] = [_seconds(partial(engine.prefill, ids[:tokens])) for _ in range(repeats)]
     token = engine.prefill(ids[:SHORT_PROMPT])
     steps = []
     for _ in range(decode):

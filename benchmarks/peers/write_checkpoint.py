@@ -73,7 +73,8 @@ def number_format(name: str) -> WeightFormat:
     """Of matrices stored as one of `LINEARS`."""
     if name == "bf16":
         return FULL_PRECISION
-    return WeightFormat(quantizer=name, scale="absmax", granularity="group", group=GROUP, activation="int8_group")
+    quantizer: Any = name
+    return WeightFormat(quantizer=quantizer, scale="absmax", granularity="group", group=GROUP, activation="int8_group")
 
 
 def config(model: Model) -> dict[str, Any]:
@@ -90,15 +91,21 @@ def config(model: Model) -> dict[str, Any]:
     }
     if not model.experts and model.linear == model.head == "bf16":
         return plain
-    mixture = {"layers": tuple(range(s.layers)), "num_experts": model.experts, "top_k": 1, "codec": model.codec}
-    dense = {"num_experts": 0, "top_k": 0, "routed": FULL_PRECISION}
+    mixture: dict[str, Any] = {"layers": tuple(range(s.layers)), "num_experts": model.experts, "top_k": 1}
+    mixture["codec"] = model.codec
+    dense: dict[str, Any] = {"num_experts": 0, "top_k": 0, "routed": FULL_PRECISION}
     attention = number_format(model.linear)
-    contract = MoteConfig(
-        state="packed",
-        **(mixture if model.experts else dense),  # type: ignore[arg-type]
-        **{"shared": attention, "attention": attention, "head": number_format(model.head)},
+    sizes: dict[str, Any] = {
         **{"hidden_size": s.hidden, "ffn_size": s.ffn, "vocab_size": s.vocab},
         **{"query_size": s.heads * s.head_dim, "key_value_size": s.kv_heads * s.head_dim},
+    }
+    contract = MoteConfig(
+        state="packed",
+        **(mixture if model.experts else dense),
+        shared=attention,
+        attention=attention,
+        head=number_format(model.head),
+        **sizes,
     )
     return {**plain, "model_type": MODEL_TYPE, "base_model_type": "qwen2", "quantization_config": contract.to_dict()}
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,9 @@ class Library:
         if missing_ok:
             return None
         raise Unavailable(f"this build of ggml has no {name}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unavailable(f"this build of ggml has no {name}")  # all that it has are attributes by now
 
     def context(self, nbytes: int, allocate: bool) -> int:
         """A context of tensors, with memory for their data if `allocate`."""

@@ -2,7 +2,8 @@
 
 The next layer is calibrated on what the quantised ones before it give, and a routed expert on the tokens that are
 routed to it. One layer at a time is in fp32; of the others memory holds the weights, of those that are done only the
-packed result, and the hidden states of the calibration data between two layers.
+packed result, and the hidden states of the calibration data between two layers. The forward passes, most of the time,
+run in bf16 where the hardware has it, as evaluations do; what a method makes of the inputs is fp32.
 
 Shape suffixes: B conversations, T tokens, H hidden, R input rows, K columns.
 """
@@ -22,6 +23,7 @@ from mote.model.block import MoteBlock, QuantizedLinear
 from mote.model.experts import FloatExperts
 from mote.model.families import anatomy
 from mote.model.linears import embedding_of, is_tied
+from mote.model.precision import Precision, autocast
 from mote.model.vision import encoder_outputs
 from mote.ternary.format import WeightFormat, integer_codec
 from mote.ternary.integers import IntegerWeight, PackedTensors, dequantize_integers, pack_integers
@@ -74,12 +76,13 @@ def walk(
     method: Calibrated,
     *,
     keep: bool = False,
+    precision: Precision = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Walked:
     """Quantises every matrix that `contract` has in an integer format.
 
     model: float, in eval mode; its weights become the dequantised ones and, unless `keep`, are let go of layer by
-    layer. progress is told (1, layers) after each. Raises MoteError of the method.
+    layer. precision: of the forward passes. progress is told (1, layers) after each. Raises MoteError of the method.
     """
     walker = _Walker(contract, method)
     tied = is_tied(model)
@@ -87,14 +90,17 @@ def walk(
         # The first layer reads the table; it is rounded before, and not for the sake of what the head reads alone.
         walker.to_nearest(HEAD, embedding_of(model), contract.head)
     layers: Any = anatomy(model).decoder.layers
-    hidden, calls = _enter(model, layers, batches)
+    forward = autocast(model.device, precision)
+    with forward:
+        hidden, calls = _enter(model, layers, batches)
     for index, layer in enumerate(layers):
         layer.float()
-        with walker.watching(layer, index) as sites:
+        with walker.watching(layer, index) as sites, forward:
             if sites:
                 _through(layer, hidden, calls[index])
         walker.quantize(layer, index, sites)
-        hidden = _through(layer, hidden, calls[index])
+        with forward:
+            hidden = _through(layer, hidden, calls[index])
         calls[index] = []
         if not keep:
             _let_go(layer)
