@@ -4,10 +4,12 @@ python docs/figures.py            fills every region below and redraws its pictu
 python docs/figures.py --check    changes nothing; exits with 1 when a region is not what its report.json gives
 
 A region stands between two comments; the first names the report, relative to the repository: a run's report.json, or
-the engine.json of `benchmarks`.
+one of `benchmarks`.
 
     <!-- figures: filled from studies/small/report.json -->
     <!-- end of figures -->
+
+Of a report with several tables it may name one: `filled from benchmarks/results/ptq.json as perplexities`.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 REGION = re.compile(
-    r"(<!-- figures: filled from (?P<report>\S+) -->\n)(?P<body>.*?)(<!-- end of figures -->)", re.DOTALL
+    r"(<!-- figures: filled from (?P<report>\S+)(?: as (?P<view>\w+))? -->\n)(?P<body>.*?)(<!-- end of figures -->)",
+    re.DOTALL,
 )
 SERIES = {"blind": "blind", "dense": "dense, stage II", "mote": "MoTE, stage III", "packed": "MoTE, packed"}
 SIZES = {
@@ -39,6 +42,23 @@ SPEED = (
     ("resident", 729, "bytes", "memory above the imports, MiB"),
 )
 """what, tokens, unit of a row of engine.json, and what the table calls it."""
+QUANTIZED = {
+    "base": "SmolLM2-135M",
+    "control": "SmolLM2-135M after stage II of the demo",
+    "qwen0.5b": "Qwen2.5-Coder-0.5B-Instruct",
+    "qwen1.5b": "Qwen2.5-Coder-1.5B-Instruct",
+}
+"""Models of ptq.json in the order of its tables."""
+METHODS = (
+    ("rtn", True),
+    ("rtn", False),
+    ("hqq", False),
+    ("gptq", True),
+    ("gptq", False),
+    ("awq", True),
+    ("awq", False),
+)
+"""(method, symmetric) in the order of rows and columns."""
 PICTURE_INK = "#7d8590"
 """Grey that is legible on light and dark pages; the report's own figures take the page's text colour."""
 
@@ -93,7 +113,7 @@ def origin(report: Mapping[str, Any]) -> str:
     )
 
 
-def speed(report: Mapping[str, Any]) -> list[str]:
+def speed(report: Mapping[str, Any], picture: str) -> list[str]:
     """Our engine and llama.cpp on the same model, on one thread."""
     found = {
         (row["what"], row["tokens"], row["unit"]): row
@@ -110,22 +130,78 @@ def speed(report: Mapping[str, Any]) -> list[str]:
     return table(["", "mote", "llama.cpp", "better by"], rows)
 
 
-def body(report: Mapping[str, Any], picture: str) -> str:
+def scores(report: Mapping[str, Any], picture: str) -> list[str]:
+    """What a run's report says."""
+    drawing = f"![Score per skill with 95% intervals]({picture})"
+    return [origin(report), "", *accuracy(report), "", drawing, "", *sizes(report)]
+
+
+def number(value: float) -> str:
+    """A perplexity or a difference in nats: two decimals, and powers of ten where those say nothing."""
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.0e}".replace("+0", "")
+
+
+def span(found: Mapping[str, float] | None, form: str = ".3f") -> str:
+    """{"value", "low", "high"} as "0.258 (0.243 to 0.273)", nothing where it was not measured."""
+    if found is None:
+        return ""
+    if found["value"] >= 100:
+        return number(found["value"])
+    return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
+
+
+def by_model(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of ptq.json, model by model; the model as it is first, then from many bits to few."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for name in QUANTIZED:
+        rows = [row for row in report["rows"] if row["model"] == name]
+        rows.sort(key=lambda row: (-(row["bits"] or 99), _order(row), row["calibration"] != "text"))
+        if rows:
+            found[name] = rows
+    return found
+
+
+def _order(row: Mapping[str, Any]) -> int:
+    named = (row["method"], row["symmetric"])
+    return METHODS.index(named) if named in METHODS else -1
+
+
+def quantized(report: Mapping[str, Any], picture: str) -> list[str]:
+    """A table for each model: a line for every method and width."""
+    lines = []
+    for name, rows in by_model(report).items():
+        cells = []
+        for row in rows:
+            method = f"{row['method'].upper()}{'' if row['symmetric'] else ', zero points'}" if row["bits"] else "none"
+            data = {"mix": " (mix)"}.get(row["calibration"], "")
+            bits = str(row["bits"] or 16)
+            cells.append([bits, method + data, span(row["perplexity"], ".2f")])
+            cells[-1] += [span(row.get("excess")), span(row.get("divergence"))]
+        header = ["bits", "method", "perplexity", "lost, nats a token", "KL, nats a token"]
+        lines += [f"**{QUANTIZED[name]}**, forward passes in {rows[0]['precision']}:", "", *table(header, cells), ""]
+    return lines[:-1]
+
+
+def perplexities(report: Mapping[str, Any], picture: str) -> list[str]:
+    """A line for every model and width, a column for every method."""
+    columns = [("rtn", True), ("rtn", False), ("hqq", False), ("gptq", False)]
+    lines = []
+    for name, rows in by_model(report).items():
+        if name == "control":
+            continue  # rounding undoes its training: see the page of the full tables
+        full = number(rows[0]["perplexity"]["value"])
+        for bits in sorted({row["bits"] for row in rows} - {0}, reverse=True):
+            of = {(r["method"], r["symmetric"]): r for r in rows if r["bits"] == bits and r["calibration"] != "mix"}
+            cells = [number(of[c]["perplexity"]["value"]) if c in of else "" for c in columns]
+            lines.append([f"{QUANTIZED[name]} ({full})", str(bits), *cells])
+    header = [f"`{method}{'' if symmetric else ' --asymmetric'}`" for method, symmetric in columns]
+    return table(["model (in 16 bits)", "bits", *header], lines)
+
+
+def body(report: Mapping[str, Any], picture: str, view: str | None = None) -> str:
     """The text of a region; `picture` is the path of the drawing from the page that holds the region."""
-    if "accuracy" not in report:
-        return "\n".join(["", *speed(report), "", ""])
-    parts = [
-        "",
-        origin(report),
-        "",
-        *accuracy(report),
-        "",
-        f"![Score per skill with 95% intervals]({picture})",
-        "",
-        *sizes(report),
-        "",
-    ]
-    return "\n".join(parts) + "\n"
+    views = {"scores": scores, "speed": speed, "quantized": quantized, "perplexities": perplexities}
+    return "\n".join(["", *views[view or ("scores" if "accuracy" in report else "speed")](report, picture), "", ""])
 
 
 def picture_of(report: Path) -> Path:
@@ -159,14 +235,14 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
                 continue
             report = json.loads((root / source).read_text(encoding="utf-8"))
             picture = root / picture_of(source)
-            new = body(report, os.path.relpath(picture, page.parent))
+            new = body(report, os.path.relpath(picture, page.parent), region["view"])
             if check and new != region["body"]:
                 print(f"{page.relative_to(root)}: the figures are not those of {source}; run python docs/figures.py")
                 wrong += 1
             if not check:
                 if "accuracy" in report:
                     draw(report, picture)
-                filled = filled.replace(region[0], region[1] + new + region[4])
+                filled = filled.replace(region[0], region[1] + new + region[5])
         if filled != text:
             page.write_text(filled, encoding="utf-8")
     return int(wrong > 0)

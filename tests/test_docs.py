@@ -78,6 +78,26 @@ def test_figures_are_filled_from_the_report_and_checked(
     assert "python docs/figures.py" in capsys.readouterr().out
 
 
+def test_a_region_may_name_one_of_several_tables(figures: ModuleType, repository: Path) -> None:
+    plain = {"model": "base", "symmetric": True, "calibration": "", "precision": "fp32"}
+    rows = [
+        {**plain, "method": "none", "bits": 0, "perplexity": {"value": 14.471, "low": 13.24, "high": 15.74}},
+        {**plain, "method": "rtn", "bits": 2, "perplexity": {"value": 1.234e7, "low": 1e7, "high": 2e7}},
+    ]
+    rows[1]["excess"] = {"value": 13.5, "low": 13.25, "high": 13.75}
+    (repository / "ptq.json").write_text(json.dumps({"rows": rows[::-1]}))
+    page, region = (
+        repository / "docs" / "page.md",
+        "<!-- figures: filled from ptq.json as {} -->\n<!-- end of figures -->\n",
+    )
+    page.write_text(region.format("quantized") + region.format("perplexities"))
+    assert figures.main([], repository) == 0
+    text = page.read_text()
+    assert "| 16 | none | 14.47 (13.24 to 15.74) |  |  |\n| 2 | RTN | 1e7 | 13.500 (13.250 to 13.750) |  |\n" in text
+    assert "| SmolLM2-135M (14.47) | 2 | 1e7 |  |  |  |\n" in text
+    assert figures.main(["--check"], repository) == 0
+
+
 def test_a_report_that_is_missing_is_named(
     figures: ModuleType, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_experts_of_another_checkpoint(tiny, tmp_path):
 
 def test_warning_about_small_models_comes_once(tiny, monkeypatch):
     monkeypatch.setattr("mote.upcycle.warning._given", False)
+    mote.upcycle(tiny("llama"), config="moe-llava")  # none: it is about ternary experts
     with pytest.warns(UserWarning, match="underfit below 1 B"):
         mote.upcycle(tiny("llama"))
     mote.upcycle(tiny("llama"))  # a second warning would be an error here

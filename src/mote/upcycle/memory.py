@@ -27,7 +27,7 @@ def upcycle_model(model: nn.Module, config: UpcycleConfig) -> nn.Module:
         raise UnsupportedModelError(f"{type(model).__name__} is up-cycled already; start from the dense model")
     layers = placement(config.placement, len(parts.ffns), config.layers)
     donors = _donors(config, parts, layers)
-    warn_if_small(sum(p.numel() for p in parts.decoder.parameters()))
+    warn_if_small(sum(p.numel() for p in parts.decoder.parameters()), config.routed)
     contract = config.contract(layers, parts.hidden_size, parts.ffn_size)
     install(model, contract)
     for layer in layers:

@@ -49,7 +49,7 @@ def upcycle_checkpoint(
         inputs = {"initialise_from": donor.checkpoint.identity()}
     provenance = Provenance.start("upcycle", config=config, seed=config.seed, parent=source, inputs=inputs)
     stack = dense.anatomy.stack.removesuffix("layers")
-    warn_if_small(sum(info.numel for name, info in source.tensors.items() if name.startswith(stack)))
+    warn_if_small(sum(info.numel for name, info in source.tensors.items() if name.startswith(stack)), config.routed)
     plan = _plan(dense, donor, config, layers)
     contract = config.contract(layers, dense.anatomy.hidden_size, dense.anatomy.ffn_size)
     return write_checkpoint(
