@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "isa/isa.h"
-#include "isa/prefetch.h"
 
 namespace mote::avx2 {
 

@@ -6,14 +6,10 @@
 #include <cstring>
 
 #include "isa/isa.h"
-#include "isa/prefetch.h"
 
 namespace mote::avx512vnni {
 
 using V = __m512i;
-
-// Bytes ahead of the stream of weights; 2 to 8 KiB are alike on a Zen 4 (studies/LOG.md).
-constexpr int64_t kPrefetch = 2048;
 
 static inline V load(const void *p) { return _mm512_loadu_si512(p); }
 static inline void store(void *p, V v) { _mm512_storeu_si512(p, v); }
@@ -29,12 +25,6 @@ static inline void pin(V &) {}  // emulated, it is in no register
 #else
 static inline void pin(V &sum) { asm("" : "+v"(sum)); }
 #endif
-// The 256 bytes that are due soon, for L1, on the way from L2 if `prefetch_pages` has asked for them.
-static inline void prefetch_lines(const uint8_t *p) {
-  for (int64_t line = 0; line < 256; line += 64)
-    _mm_prefetch(reinterpret_cast<const char *>(p) + kPrefetch + line, _MM_HINT_T0);
-}
-
 // Fetches the weights of the next tile into L2, a part with every multiplication of this one.
 class NextTile {
  public:
