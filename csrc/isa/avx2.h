@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "isa/isa.h"
+#include "isa/prefetch.h"
 
 namespace mote::avx2 {
 

@@ -14,7 +14,6 @@ namespace mote::avx512vnni {
 namespace {
 
 constexpr int64_t kQuads = 100;  // of one tile: 25 KiB
-constexpr int64_t kAhead = 8192;  // bytes, of the stream of base-3 digits
 
 // The four low base-3 digits of a byte below 81, as the four digits of a 2-bit byte.
 struct Table {
@@ -160,11 +159,7 @@ void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *a
   static_assert(81u * static_cast<uint32_t>(kInverse81) == 1u);
   FOR_ROWS(ZERO)
   for (int64_t g = 0; g < groups; ++g, strip += kGroupBytes, x += 4 * kQuadsOf<F>) {
-    // Decoding base-3 fills the window of instructions, so that few loads are on their way. Formats that do less are
-    // served best by the processor's own prefetching: asking for lines beside it costs them 15 to 40% (studies/LOG.md).
-    if constexpr (F == MOTE_BASE3)
-      for (int64_t line = 0; line < kGroupBytes; line += 64)
-        _mm_prefetch(reinterpret_cast<const char *>(strip) + kAhead + line, _MM_HINT_T1);
+    prefetch_page(strip);
     const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
     const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
     FOR_ROWS(MULTIPLY)

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "isa/isa.h"
+#include "isa/prefetch.h"
 
 namespace mote::avx512vnni {
 
