@@ -116,10 +116,10 @@ def steps(run: Path, experts: Any, method: str, seed: int, widths: Sequence[str]
         if width != "none" or name == "mote":
             asked: Any = {"shared": "none", family.part: width}
             chosen: Any = method if width != "none" else "rtn"
-            quantize = QuantizeConfig(**asked, group=GROUP, method=chosen, symmetric=width == "none", seed=seed)
+            config_q = QuantizeConfig(**asked, group=GROUP, method=chosen, symmetric=width == "none", seed=seed)
             yield Step(name=step, title=f"quantising {family.title}, {width}", output=at,
-                       config={"quantize": asdict(quantize), **parent}, parents=base, seconds=20,
-                       run=_quantize(quantize, run, name, base))  # fmt: skip
+                       config={"quantize": asdict(config_q), **parent}, parents=base, seconds=20,
+                       run=_quantize(config_q, run, name, base))  # fmt: skip
             scored = (step,)
         config_e = EvaluateConfig(samples=0, seed=seed)
         yield Step(name=f"{step}-score", title=f"scoring {family.title}, {width}", output=f"{at}-score",

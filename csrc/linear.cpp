@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kTokenTile = 6;  // tokens that the kernels multiply together
 static_assert(kTokenBlock % kTokenTile == 0, "blocks are rounded up to whole tiles");
-// The processor fetches weights well ahead of where they are read: a thread that decodes should read on where it has been.
+// Weights are fetched well ahead of where they are read: a thread that decodes should read on where it has been.
 constexpr int64_t kRunBytes = 128 << 10;
 // Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
 constexpr double kThreadCost = 2 << 20;

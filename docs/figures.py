@@ -58,7 +58,9 @@ METHODS = (
     ("awq", True),
     ("awq", False),
 )
-"""(method, symmetric) in the order of rows and columns."""
+"""(method, symmetric) in the order of rows."""
+COLUMNS = METHODS[:3] + METHODS[4:5]
+"""Those of the short table."""
 PICTURE_INK = "#7d8590"
 """Grey that is legible on light and dark pages; the report's own figures take the page's text colour."""
 
@@ -137,12 +139,15 @@ def scores(report: Mapping[str, Any], picture: str) -> list[str]:
 
 
 def number(value: float) -> str:
-    """A perplexity or a difference in nats: two decimals, and powers of ten where those say nothing."""
-    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.0e}".replace("+0", "")
+    """A perplexity or a difference in nats: two decimals, none from a thousand, a power of ten from 100,000."""
+    if value < 100_000:
+        return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+    digit, exponent = f"{value:.0e}".split("e")
+    return f"{digit}e{int(exponent)}"
 
 
 def span(found: Mapping[str, float] | None, form: str = ".3f") -> str:
-    """{"value", "low", "high"} as "0.258 (0.243 to 0.273)", nothing where it was not measured."""
+    """{"value", "low", "high"} as "0.258 (0.243 to 0.273)", from 100 the value alone; nothing where there is none."""
     if found is None:
         return ""
     if found["value"] >= 100:
@@ -150,14 +155,14 @@ def span(found: Mapping[str, float] | None, form: str = ".3f") -> str:
     return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"
 
 
-def by_model(report: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """Rows of ptq.json, model by model; the model as it is first, then from many bits to few."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for name in QUANTIZED:
-        rows = [row for row in report["rows"] if row["model"] == name]
+def by_model(report: Mapping[str, Any]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Rows of ptq.json by model and precision; the model as it is first, then from many bits to few."""
+    names = list(QUANTIZED)
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in sorted(report["rows"], key=lambda row: names.index(row["model"])):
+        found.setdefault((row["model"], row["precision"]), []).append(row)
+    for rows in found.values():
         rows.sort(key=lambda row: (-(row["bits"] or 99), _order(row), row["calibration"] != "text"))
-        if rows:
-            found[name] = rows
     return found
 
 
@@ -169,7 +174,7 @@ def _order(row: Mapping[str, Any]) -> int:
 def quantized(report: Mapping[str, Any], picture: str) -> list[str]:
     """A table for each model: a line for every method and width."""
     lines = []
-    for name, rows in by_model(report).items():
+    for (name, precision), rows in by_model(report).items():
         cells = []
         for row in rows:
             method = f"{row['method'].upper()}{'' if row['symmetric'] else ', zero points'}" if row["bits"] else "none"
@@ -178,30 +183,35 @@ def quantized(report: Mapping[str, Any], picture: str) -> list[str]:
             cells.append([bits, method + data, span(row["perplexity"], ".2f")])
             cells[-1] += [span(row.get("excess")), span(row.get("divergence"))]
         header = ["bits", "method", "perplexity", "lost, nats a token", "KL, nats a token"]
-        lines += [f"**{QUANTIZED[name]}**, forward passes in {rows[0]['precision']}:", "", *table(header, cells), ""]
+        lines += [f"**{QUANTIZED[name]}**, forward passes in {precision}:", "", *table(header, cells), ""]
     return lines[:-1]
 
 
 def perplexities(report: Mapping[str, Any], picture: str) -> list[str]:
-    """A line for every model and width, a column for every method."""
-    columns = [("rtn", True), ("rtn", False), ("hqq", False), ("gptq", False)]
+    """A line for every model and width, a column for each of `COLUMNS`."""
     lines = []
-    for name, rows in by_model(report).items():
+    for (name, _), rows in by_model(report).items():
         if name == "control":
             continue  # rounding undoes its training: see the page of the full tables
         full = number(rows[0]["perplexity"]["value"])
         for bits in sorted({row["bits"] for row in rows} - {0}, reverse=True):
             of = {(r["method"], r["symmetric"]): r for r in rows if r["bits"] == bits and r["calibration"] != "mix"}
-            cells = [number(of[c]["perplexity"]["value"]) if c in of else "" for c in columns]
+            cells = [number(of[c]["perplexity"]["value"]) if c in of else "" for c in COLUMNS]
             lines.append([f"{QUANTIZED[name]} ({full})", str(bits), *cells])
-    header = [f"`{method}{'' if symmetric else ' --asymmetric'}`" for method, symmetric in columns]
+    header = [f"`{method}{'' if symmetric else ' --asymmetric'}`" for method, symmetric in COLUMNS]
     return table(["model (in 16 bits)", "bits", *header], lines)
+
+
+VIEWS = {"scores": scores, "speed": speed, "quantized": quantized, "perplexities": perplexities}
+"""Tables by the names that regions give them."""
 
 
 def body(report: Mapping[str, Any], picture: str, view: str | None = None) -> str:
     """The text of a region; `picture` is the path of the drawing from the page that holds the region."""
-    views = {"scores": scores, "speed": speed, "quantized": quantized, "perplexities": perplexities}
-    return "\n".join(["", *views[view or ("scores" if "accuracy" in report else "speed")](report, picture), "", ""])
+    view = view or ("scores" if "accuracy" in report else "speed")
+    if view not in VIEWS:
+        raise SystemExit(f"figures: there is no table {view!r}; use one of {', '.join(VIEWS)}")
+    return "\n".join(["", *VIEWS[view](report, picture), "", ""])
 
 
 def picture_of(report: Path) -> Path:

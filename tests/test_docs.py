@@ -84,6 +84,10 @@ def test_a_region_may_name_one_of_several_tables(figures: ModuleType, repository
         {**plain, "method": "none", "bits": 0, "perplexity": {"value": 14.471, "low": 13.24, "high": 15.74}},
         {**plain, "method": "rtn", "bits": 2, "perplexity": {"value": 1.234e7, "low": 1e7, "high": 2e7}},
     ]
+    zero = {"method": "gptq", "symmetric": False, "calibration": "mix", "bits": 4}
+    rows.append({**plain, **zero, "perplexity": {"value": 16.1, "low": 15.0, "high": 17.0}})
+    rows.append({**plain, "model": "qwen0.5b", "precision": "bf16", "method": "none", "bits": 0})
+    rows[-1]["perplexity"] = {"value": 10.6, "low": 9.8, "high": 11.5}
     rows[1]["excess"] = {"value": 13.5, "low": 13.25, "high": 13.75}
     (repository / "ptq.json").write_text(json.dumps({"rows": rows[::-1]}))
     page, region = (
@@ -93,9 +97,16 @@ def test_a_region_may_name_one_of_several_tables(figures: ModuleType, repository
     page.write_text(region.format("quantized") + region.format("perplexities"))
     assert figures.main([], repository) == 0
     text = page.read_text()
-    assert "| 16 | none | 14.47 (13.24 to 15.74) |  |  |\n| 2 | RTN | 1e7 | 13.500 (13.250 to 13.750) |  |\n" in text
+    lines = (
+        "| 16 | none | 14.47 (13.24 to 15.74) |  |  |\n| 4 | GPTQ, zero points (mix) | 16.10 (15.00 to 17.00) |  |  |\n"
+    )
+    assert f"{lines}| 2 | RTN | 1e7 | 13.500 (13.250 to 13.750) |  |\n" in text
+    assert "**Qwen2.5-Coder-0.5B-Instruct**, forward passes in bf16:\n" in text
     assert "| SmolLM2-135M (14.47) | 2 | 1e7 |  |  |  |\n" in text
     assert figures.main(["--check"], repository) == 0
+    page.write_text(region.format("nothing"))
+    with pytest.raises(SystemExit, match="no table 'nothing'; use one of scores"):
+        figures.main([], repository)
 
 
 def test_a_report_that_is_missing_is_named(

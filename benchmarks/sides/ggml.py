@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,8 +91,9 @@ class Library:
             return None
         raise Unavailable(f"this build of ggml has no {name}")
 
-    def __getattr__(self, name: str) -> Any:
-        raise Unavailable(f"this build of ggml has no {name}")  # all that it has are attributes by now
+    if TYPE_CHECKING:  # functions of `_SIGNATURES`, set by name
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def context(self, nbytes: int, allocate: bool) -> int:
         """A context of tensors, with memory for their data if `allocate`."""

@@ -88,7 +88,7 @@ void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *a
     const int64_t count = std::min(kGroups<F>, groups - start);
     FOR_ROWS(ZERO)
     for (int64_t g = 0; g < count; ++g, strip += kGroupBytes, x += 4 * kQuadsOf<F>) {
-      prefetch_page(strip);
+      prefetch_page_ahead(strip);
       const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
       const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
       FOR_ROWS(MULTIPLY)

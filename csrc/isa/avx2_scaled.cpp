@@ -54,7 +54,7 @@ inline const uint8_t *group_int4(const uint8_t *data, const int8_t *x, int64_t g
   for (int64_t done = 0; done < groups; done += kChunkQuads / 2) {
     FOR_ROWS(ZERO)
     for (int64_t n = std::min(kChunkQuads / 2, groups - done); n > 0; --n, data += kGroupBytes, x += 8) {
-      prefetch_page(data);
+      prefetch_page_ahead(data);
       const V x0 = broadcast(x), x1 = broadcast(x + 4);
       FOR_ROWS(MULTIPLY4)
     }
@@ -67,7 +67,7 @@ inline const uint8_t *group_int8(const uint8_t *data, const int8_t *x, int64_t g
   const V flip = _mm256_set1_epi8(-128);
   FOR_ROWS(ZERO)
   for (int64_t n = groups; n > 0; --n, data += kGroupBytes, x += 4) {
-    prefetch_page(data);
+    prefetch_page_ahead(data);
     const V x0 = broadcast(x), magnitude = _mm256_abs_epi8(x0);
     FOR_ROWS(MULTIPLY8)
   }

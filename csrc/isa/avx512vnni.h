@@ -26,6 +26,7 @@ static inline void pin(V &) {}  // emulated, it is in no register
 #else
 static inline void pin(V &sum) { asm("" : "+v"(sum)); }
 #endif
+
 // Fetches the weights of the next tile into L2, a part with every multiplication of this one.
 class NextTile {
  public:

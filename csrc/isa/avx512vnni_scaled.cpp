@@ -48,7 +48,7 @@ void one_token(const ScaledStrip &w, const GroupedInput &input, float *y_R) {
     const V correction = _mm512_set1_epi32((F == MOTE_INT4 ? -8 : -128) * input.sum_TG[g]);
     FOR_ROWS(START)
     for (int64_t k = 0; k < group.quads; k += F == MOTE_INT4 ? 2 : 1, data += kGroupBytes) {
-      prefetch_page(data);
+      prefetch_page_ahead(data);
       const V x0 = broadcast(x + 4 * k);
       if constexpr (F == MOTE_INT4) {
         const V x1 = broadcast(x + 4 * k + 4);

@@ -106,7 +106,7 @@ template <int32_t F>
 void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *acc_R) {
   FOR_ROWS(ZERO)
   for (int64_t g = 0; g < groups; ++g, strip += kGroupBytes, x += 4 * kQuadsOf<F>) {
-    prefetch_page(strip);
+    prefetch_page_ahead(strip);
     const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
     const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
     FOR_ROWS(MULTIPLY)
@@ -163,7 +163,7 @@ void one_token_scaled(const ScaledStrip &w, const GroupedInput &input, float *y_
     const V correction = _mm256_set1_epi32(offset(w.format) * input.sum_TG[g]);
     FOR_ROWS(START)
     for (int64_t k = 0; k < group.quads; k += kInt4 ? 2 : 1, data += kGroupBytes) {
-      prefetch_page(data);
+      prefetch_page_ahead(data);
       const V x0 = broadcast(x + 4 * k);
       if constexpr (kInt4) {
         const V x1 = broadcast(x + 4 * k + 4);

@@ -147,7 +147,8 @@ def test_what_is_not_asked_for_stays_to_the_bit(method, source, write_mix, tmp_p
     assert all(".mlp." in name and ".experts." not in name and "router" not in name for name in changed)
 
 
-def test_experts_are_calibrated_on_their_own_tokens(source, write_mix):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_experts_are_calibrated_on_their_own_tokens(source, write_mix, precision):
     checkpoint = source("llama", "moe_llava")
     model = open_model(checkpoint)
     contract = what_to_pack(mote.Checkpoint.open(checkpoint), _settings("moe_llava", method="gptq"))[0].contract
@@ -169,7 +170,7 @@ def test_experts_are_calibrated_on_their_own_tokens(source, write_mix):
     router = copy.deepcopy(first.router)
     reads = []
     handle = first.register_forward_pre_hook(lambda module, args: reads.append(args[0].flatten(0, -2).clone()))
-    walk(model, contract, read.batches, Counting(), keep=True)
+    walk(model, contract, read.batches, Counting(), keep=True, precision=precision)
     handle.remove()
     h_TH = torch.cat(reads[: len(read.batches)])
     chosen = router(h_TH).expert_Tk

@@ -99,7 +99,7 @@ def _calibrate(
     settings = {name: getattr(config, name) for name in ("samples", "max_length", "seed", "pictures")}
     read = read_calibration(data, model, open_processor(checkpoint, model), **settings)
     method: Calibrated = gptq.Gptq() if config.method == "gptq" else awq.Awq(tokens=read.tokens)
-    walked = walk(model, contract, read.batches, method, progress=progress.layers)
+    walked = walk(model, contract, read.batches, method, precision=config.precision, progress=progress.layers)
     _warn_of_experts(walked)
     return walked, {"calibration": _about(read), "not_routed": walked.not_routed}
 

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from mote.checkpoint.contract import MoteConfig
 from mote.compress.config import PackConfig
 from mote.errors import RecipeError
+from mote.model.precision import Precision
 from mote.ternary.format import FULL_PRECISION, Storage, WeightFormat
 
 Method = Literal["rtn", "hqq", "gptq", "awq"]
@@ -19,6 +20,7 @@ class QuantizeConfig(PackConfig):
 
     method: how integers are chosen, see `mote.compress.methods`.
     samples: conversations that calibration reads. max_length: tokens that each is cut to. seed: of their choice.
+    precision: of calibration's forward passes, "auto" as in `train`.
     pictures: whether calibration data without any picture are an error, for a model that was made for pictures.
     """
 
@@ -28,11 +30,16 @@ class QuantizeConfig(PackConfig):
     max_length: int = 512
     pictures: bool = True
     seed: int = 0
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in get_args(Method):
             raise RecipeError(f"quantize: method={self.method!r} is unknown; use one of {', '.join(get_args(Method))}")
+        if self.precision not in get_args(Precision):
+            raise RecipeError(
+                f"quantize: precision={self.precision!r} is unknown; use {', '.join(get_args(Precision))}"
+            )
         for name in ("samples", "max_length"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"quantize: {name}={getattr(self, name)} is not 1 or more")

@@ -2,8 +2,8 @@
 
 The next layer is calibrated on what the quantised ones before it give, and a routed expert on the tokens that are
 routed to it. One layer at a time is in fp32; of the others memory holds the weights, of those that are done only the
-packed result, and the hidden states of the calibration data between two layers. The forward passes, most of the time,
-run in bf16 where the hardware has it, as evaluations do; what a method makes of the inputs is fp32.
+packed result, and the hidden states of the calibration data between two layers. The forward passes, which take
+most of the time, run in bf16 where the hardware has it, as evaluations do; what a method makes of the inputs is fp32.
 
 Shape suffixes: B conversations, T tokens, H hidden, R input rows, K columns.
 """
@@ -229,16 +229,22 @@ def _nearest(weight: Tensor, fmt: WeightFormat) -> IntegerWeight:
 
 
 def _recorder(inputs: Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    return lambda module, args: inputs.add(args[0].detach().flatten(0, -2))
+    return lambda module, args: _record(inputs, args[0].detach().flatten(0, -2))
 
 
 def _expert_recorder(sites: Mapping[str, Inputs]) -> Callable[[str, Tensor, Sequence[int]], None]:
     def record(name: str, x_RK: Tensor, offsets: Sequence[int]) -> None:
         for expert in range(len(offsets) - 1):
             if inputs := sites.get(f"mlp.experts.{name}.{expert}"):
-                inputs.add(x_RK[offsets[expert] : offsets[expert + 1]])
+                _record(inputs, x_RK[offsets[expert] : offsets[expert + 1]])
 
     return record
+
+
+def _record(inputs: Inputs, x_RK: Tensor) -> None:
+    # Sums over all tokens: in the bf16 of the pass that is watched they would be of little use.
+    with torch.autocast(x_RK.device.type, enabled=False):
+        inputs.add(x_RK)
 
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
