@@ -245,10 +245,10 @@ def main() -> None:
     a = parser.parse_args()
     about: dict[str, Any] = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}
     about |= {"windows": TESTED, "window": WINDOW, "calibrated": CALIBRATED}
-    before_this: dict[str, Any] = json.loads(a.out.read_text()) if a.out.exists() else {"rows": [], "settings": about}
-    if before_this["settings"] != about:
+    report: dict[str, Any] = json.loads(a.out.read_text()) if a.out.exists() else {"rows": [], "settings": about}
+    if report["settings"] != about:
         raise SystemExit(f"ptq: {a.out} holds rows of another text or other windows; name another file by --out")
-    rows: list[dict[str, Any]] = before_this["rows"]
+    rows: list[dict[str, Any]] = report["rows"]
     start = time.perf_counter()
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix, a.precision)

@@ -80,9 +80,10 @@ def gguf_file(shape: str, folder: Path) -> Path:
 
 def ours(shape: str) -> tuple[Side, Side]:
     """The mixture and the dense model."""
-    models = (write_checkpoint.Model(shape=shape, experts=experts) for experts in (EXPERTS, 0))
-    mixture, dense = (Side("mote", model) for model in models)
-    return mixture, dense
+    return (
+        Side("mote", write_checkpoint.Model(shape=shape, experts=EXPERTS)),
+        Side("mote", write_checkpoint.Model(shape=shape, experts=0)),
+    )
 
 
 def checkpoints(shape: str, source: Path | str, folder: Path) -> dict[Side, Path]:
