@@ -69,11 +69,14 @@ demo: $(INSTALLED)
 # Hours, on a machine with nothing else to do; of the demo's model only where `make demo` has made it.
 bench: $(INSTALLED) $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.kernels --shape 0.5b 1.5b 3b --threads 1 2 --peers $(PEERS)
-	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 16 --threads 1 2 --peers $(PEERS)
-	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 64 --only "mote 4 base3" "mote 64 base3" --keep
-	$(BIN)/python -m benchmarks.engine --shape 3b --only "mote 4 base3" "llama.cpp 4 TQ2_0" --peers $(PEERS) --keep
+	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b 3b --experts 4 16 --codec base3 2bit \
+	  --expert-type TQ2_0 TQ1_0 Q4_0 --threads 1 2 --peers $(PEERS)
+	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 64 --only "mote 4 base3" "mote 64 base3" \
+	  --peers $(PEERS) --keep
 	$(BIN)/python -m benchmarks.real --peers $(PEERS)
-	test ! -d runs/small/packed || $(BIN)/mote bench runs/small/packed --threads 1 --json > benchmarks/results/demo.json
+	test ! -d runs/small/packed || $(BIN)/mote bench runs/small/packed --threads 1 \
+	  --compare --data runs/small/data/val.jsonl --json > benchmarks/results/demo.json
+	test ! -d runs/small/packed || $(BIN)/python -m benchmarks.ask
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.page
 

@@ -1,22 +1,24 @@
 """How fast is a whole model, against llama.cpp and against our own dense one? Random weights in the shapes of Qwen2.5.
 
-Every engine runs in a process of its own (see worker.py), opened anew in each round; processes take turns, so that
-other load hits all alike, and the two never share memory. Measured: prompts of 64 and 729 tokens (a question; a picture
-of the paper's shape), decode, opening to first token, peak memory above the imports; the machine's read bandwidth in
-the same rounds. The time from a picture to the first word is the prefill of its 729 tokens after each engine's own
-vision tower, which is timed once (tower.py).
+Every engine runs in a process of its own (see worker.py), opened anew in each round; the processes of one run, a shape
+and a number of threads, take turns, so that other load hits all alike, and no two share memory. Measured: prompts of 64
+and 729 tokens (a question; a picture of the paper's shape), decode, opening to first token, peak memory above the
+imports; the machine's read bandwidth in the same rounds. The time from a picture to the first word is the prefill of
+its 729 tokens and each engine's own vision tower with its connector, which is timed once (tower.py).
 
     python -m benchmarks.engine [--shape 0.5b 1.5b] [--experts 4 16 64] [--threads 1 2] [--dir runs/bench]
 
-Files are written into --dir first and stay there (several GB). --keep adds to the rows of an earlier run.
+The first of --codec and --expert-type is measured with every number of experts, the others with the least. Files are
+written into --dir first and stay there (several GB). --keep adds to the runs of an earlier report.
 """
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 from benchmarks.ceilings import Ceilings
 from benchmarks.engine_rows import Side, Timed, rows_of
 from benchmarks.peers import write_checkpoint, write_gguf
-from benchmarks.report import RESULTS, in_turn, save, seconds, warn_if_busy
+from benchmarks.report import RESULTS, header, in_turn, save, warn_if_busy
 from benchmarks.shapes import SHAPES
 from benchmarks.tower import tower_seconds
 from benchmarks.versions import versions_of
@@ -36,7 +38,7 @@ _BANDWIDTH_MEGABYTES = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One group of sides that take turns: a shape, a number of threads, and what is measured."""
+    """One run, whose sides take turns: a shape, a number of threads, and what is measured."""
 
     shape: str
     threads: int
@@ -49,12 +51,23 @@ def sides(shape: str, experts: list[int], codecs: list[str], types: list[str]) -
     """Ours and theirs at one shape; dense ones first."""
     found = [
         *(Side("mote", write_checkpoint.Model(shape=shape, experts=0, linear=x, head=x)) for x in ("int4", "bf16")),
-        *(Side("llama.cpp", write_gguf.Model(shape=shape, experts=0, linear=x)) for x in ("Q4_0", "BF16")),
+        Side("llama.cpp", write_gguf.Model(shape=shape, experts=0, linear="Q4_0")),
     ]
-    for e in experts:
-        found += [Side("mote", write_checkpoint.Model(shape=shape, experts=e, codec=codec)) for codec in codecs]
-        found += [Side("llama.cpp", write_gguf.Model(shape=shape, experts=e, expert=kind)) for kind in types]
+    for e in sorted(experts):
+        all_kinds = None if e == min(experts) else 1
+        ours, theirs = codecs[:all_kinds], types[:all_kinds]
+        found += [Side("mote", write_checkpoint.Model(shape=shape, experts=e, codec=codec)) for codec in ours]
+        found += [Side("llama.cpp", write_gguf.Model(shape=shape, experts=e, expert=kind)) for kind in theirs]
     return found
+
+
+def title(plan: Plan, chosen: Iterable[Side]) -> str:
+    """The run's name, in which runs of one report differ: "0.5b, 1 thread: dense, 4 and 16 experts"."""
+    counts = sorted({side.model.experts for side in chosen})
+    *rest, last = ["dense" if count == 0 else str(count) for count in counts]
+    listed = f"{', '.join(rest)} and {last}" if rest else last
+    threads = f"{plan.threads} thread{'s' * (plan.threads > 1)}"
+    return f"{plan.shape}, {threads}: {listed}{' experts' * (counts[-1] > 0)}"
 
 
 def write(side: Side, folder: Path, peers: Path) -> Path:
@@ -94,20 +107,46 @@ def warm(path: Path) -> None:
 
 
 def run(plan: Plan, paths: Mapping[Side, Path], peers: Path, theirs: Path | None) -> list[dict[str, Any]]:
-    """The rows of one group, its sides taking turns. paths: each side's file or directory. theirs: any of llama.cpp's,
+    """The rows of one run, its sides taking turns. paths: each side's file or directory. theirs: one of llama.cpp's,
     for its vision tower."""
     ceilings = Ceilings(_BANDWIDTH_MEGABYTES)
-    reading = ceilings.reading(plan.threads)
+    name = title(plan, paths)
     timed = {side: Timed(threads=plan.threads) for side in paths}
     bandwidth = []
     for number in range(plan.rounds):
         for side, path in in_turn(paths.items(), number):
             warm(path)
-            reading()
-            bandwidth.append(ceilings.read_bytes / seconds(reading))
+            bandwidth.append(ceilings.bandwidth(plan.threads))
             timed[side].add(measured(side, path, plan, peers))
-            print(f"engine: {plan.shape} {plan.threads} thr round {number + 1}: {side.name}", file=sys.stderr)
-    return rows_of(plan.shape, timed, bandwidth, tower_seconds(plan.threads, theirs, peers))
+            print(f"engine: {name}, round {number + 1}: {side.name}", file=sys.stderr)
+    towers = tower_seconds(plan.threads, SHAPES[plan.shape].hidden, theirs, peers)
+    return [{"run": name, **row} for row in rows_of(plan.shape, timed, bandwidth, towers)]
+
+
+def about(plan: Plan, name: str) -> dict[str, Any]:
+    """How a run was made, beside the header that all runs of a report share."""
+    now = header({})
+    return {
+        "name": name,
+        "git": now["git"],
+        "date": datetime.date.today().isoformat(),
+        "load_average": now["machine"]["load_average"],
+        "rounds": plan.rounds,
+        "decode": plan.decode,
+    }
+
+
+def kept(path: Path, versions: Mapping[str, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Runs and rows of an earlier report. Raises SystemExit when it is of another machine or other versions."""
+    if not path.exists():
+        return [], []
+    report, now = json.loads(path.read_text()), header(versions)
+    for what in ("cpu", "cores", "memory_bytes"):
+        if report["machine"][what] != now["machine"][what]:
+            raise SystemExit(f"engine: {path} is of another machine ({what}); leave --keep out, or name another --out")
+    if report["versions"] != now["versions"]:
+        raise SystemExit(f"engine: {path} is of other versions; leave --keep out, or name another --out")
+    return report["runs"], report["rows"]
 
 
 def show(row: dict[str, Any]) -> str:
@@ -117,45 +156,43 @@ def show(row: dict[str, Any]) -> str:
     return f"{head} {numbers[0]}  {row['peer_name']:34} {numbers[1]} {row['unit']:9} {row['ratio']:6.2f}x"
 
 
-def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Tells rows apart, so that a repeated one replaces the older."""
-    return tuple(row[name] for name in ("what", "model_shape", "format", "peer_name", "tokens", "threads"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["0.5b", "1.5b"])
     parser.add_argument("--experts", nargs="*", type=int, default=[4])
     parser.add_argument("--codec", nargs="*", choices=("base3", "2bit"), default=["base3"])
-    parser.add_argument("--expert-type", nargs="*", choices=("TQ2_0", "TQ1_0", "Q4_0"), default=["TQ2_0", "TQ1_0"])
-    parser.add_argument("--only", nargs="+", help="names of sides as they are printed, maybe after a shape")
+    parser.add_argument("--expert-type", nargs="*", choices=("TQ2_0", "TQ1_0", "Q4_0"), default=["TQ2_0"])
+    parser.add_argument("--only", nargs="+", help="names of sides as they are printed")
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
     parser.add_argument("--decode", type=int, default=24, help="tokens, 2 or more: the first is not counted")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dir", type=Path, default=Path("runs/bench"))
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers"))
     parser.add_argument("--out", type=Path, default=RESULTS / "engine.json")
-    parser.add_argument("--keep", action="store_true", help="keep the other rows of --out")
+    parser.add_argument("--keep", action="store_true", help="keep the other runs of --out")
     a = parser.parse_args()
-    rows = {key(row): row for row in (json.loads(a.out.read_text())["rows"] if a.keep and a.out.exists() else [])}
     warn_if_busy("engine")
     peers, folder = a.peers.absolute(), a.dir.absolute()
-    theirs = None
+    versions = versions_of(peers)
+    runs, rows = kept(a.out, versions) if a.keep else ([], [])
     for threads in a.threads:
         for shape in a.shape:
             plan = Plan(shape=shape, threads=threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
             offered = sides(shape, a.experts, a.codec, a.expert_type)
-            chosen = [s for s in offered if not a.only or {s.name, f"{shape} {s.name}"} & set(a.only)]
-            if not chosen:
-                raise SystemExit(f"engine: --only {' '.join(a.only)} names no side of {shape}; see the names of rows")
+            chosen = [side for side in offered if not a.only or side.name in a.only]
+            if not any(side.engine == "mote" for side in chosen):
+                known = ", ".join(side.name for side in offered if side.engine == "mote")
+                raise SystemExit(f"engine: --only names none of ours, with which all are compared: {known}")
             paths = {side: write(side, folder, peers) for side in chosen}
-            theirs = theirs or next((path for side, path in paths.items() if side.engine == "llama.cpp"), None)
+            theirs = next((path for side, path in paths.items() if side.engine == "llama.cpp"), None)
             found = run(plan, paths, peers, theirs)
-            rows |= {key(row): row for row in found}
             print("\n".join(map(show, found)), flush=True)
-            # After each group, so that a run that is stopped leaves what it has measured.
-            save(a.out, versions_of(peers), list(rows.values()), settings={"decode": a.decode, "rounds": a.rounds})
+            name = title(plan, paths)
+            runs = [*(run for run in runs if run["name"] != name), about(plan, name)]
+            rows = [*(row for row in rows if row["run"] != name), *found]
+            # After each run, so that a program that is stopped leaves what it has measured.
+            save(a.out, versions, rows, runs=runs)
 
 
 if __name__ == "__main__":

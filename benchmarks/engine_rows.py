@@ -58,8 +58,7 @@ def rivals(side: Side, others: Sequence[Side]) -> list[Side]:
         o = other.model
         theirs = other.engine == "llama.cpp"
         if not m.experts:
-            same = {"int4": FOUR_BITS, "bf16": ("BF16",)}[m.linear]
-            wanted = theirs and not o.experts and o.linear in same
+            wanted = theirs and not o.experts and o.linear in FOUR_BITS and m.linear == "int4"
         elif o.experts:
             # The same model in llama.cpp; and our own with fewer experts, which should decode no faster.
             wanted = o.experts == m.experts if theirs else o.experts < m.experts and o.codec == m.codec  # type: ignore[union-attr]

@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 729])
     parser.add_argument("--decode", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=Path("runs/bench"))
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers"))
     parser.add_argument("--out", type=Path, default=RESULTS / "real.json")
@@ -149,16 +149,14 @@ def main() -> None:
         parser.error(f"--source {wrong[0]}: say SHAPE=PLACE, with a shape of {', '.join(MODELS)}")
     rows: list[dict[str, Any]] = []
     compared: dict[str, Any] = {}
-    of_tower = None  # any of llama.cpp's models; the tower is the same for all
     for shape in a.model:
         theirs = None if shape in given else gguf_file(shape, folder)
         paths = checkpoints(shape, theirs or given[shape], folder)
         mixture = paths[ours(shape)[0]]
         if theirs is not None:
             paths[Side("llama.cpp", write_gguf.Model(shape=shape, experts=0, linear=SOURCE_TYPE))] = theirs
-        of_tower = of_tower or theirs
         plan = Plan(shape=shape, threads=a.threads, prompts=tuple(a.prompts), decode=a.decode, rounds=a.rounds)
-        rows += run(plan, paths, peers, of_tower)
+        rows += run(plan, paths, peers, theirs)
         compared[shape] = comparison(mixture, a.threads)
         print(json.dumps(compared[shape], indent=1), flush=True)
         save(a.out, versions_of(peers), rows, settings={"decode": a.decode, "rounds": a.rounds}, compare=compared)

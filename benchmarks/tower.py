@@ -1,8 +1,9 @@
-"""Seconds from a picture to what the connector reads, in each engine: the vision tower of the paper's shape, SigLIP
-so400m/14 at 378 pixels, with random weights.
+"""Seconds from a picture to what the language model reads, in each engine: the vision tower of the paper's shape,
+SigLIP so400m/14 at 378 pixels, and LLaVA's connector, with random weights.
 
-Ours is INT8 on our kernels, as `mote pack --tower int8` stores it, inside of torch; beside it torch's own bf16 (fp32 on
-a processor that does not multiply bf16). llama.cpp's is its own, from files of `peers/llama_tower.py`.
+Ours is INT8 on our kernels, as `mote pack --tower int8` stores it, inside of torch, and so is the connector's bf16;
+beside it torch's own bf16 (fp32 on a processor that does not multiply bf16), in turns. llama.cpp's is its own, from
+files of `peers/llama_tower.py`, measured right after.
 """
 
 import argparse
@@ -21,13 +22,14 @@ REPEATS = 3
 
 
 @cache
-def tower_seconds(threads: int, model: Path | None, peers: Path) -> dict[str, list[float]]:
+def tower_seconds(threads: int, width: int, model: Path | None, peers: Path) -> dict[str, list[float]]:
     """Seconds of each of a few pictures, by "mote int8", "torch bf16" or "torch f32", "llama.cpp F16" and so on.
 
-    model: any GGUF file of a language model, which llama.cpp wants beside a tower; None leaves llama.cpp out.
+    width: of the language model. model: a GGUF file of one, which llama.cpp wants beside a tower; None leaves llama.cpp
+    out.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    commands = [[sys.executable, "-m", "benchmarks.tower"]]
+    commands = [[sys.executable, "-m", "benchmarks.tower", "--width", str(width)]]
     if model is not None:
         theirs = [str(peers / "bin/python"), "-m", "benchmarks.peers.llama_tower", str(model)]
         commands.append([*theirs, "--repeats", str(REPEATS)])
@@ -41,7 +43,7 @@ def tower_seconds(threads: int, model: Path | None, peers: Path) -> dict[str, li
     return found
 
 
-def measure(threads: int) -> dict[str, list[float]]:
+def measure(threads: int, width: int) -> dict[str, list[float]]:
     """Both of torch's, in turns."""
     import torch
     from transformers import SiglipVisionConfig, SiglipVisionModel
@@ -54,13 +56,21 @@ def measure(threads: int) -> dict[str, list[float]]:
     with torch.inference_mode():
         plain = SiglipVisionModel(config).to(torch.bfloat16 if bf16 else torch.float32).eval()
         sides: dict[str, Any] = {f"torch {'bf16' if bf16 else 'f32'}": plain, "mote int8": _packed(plain)}
+        hidden = SIZES["hidden_size"]
+        connector = torch.nn.Sequential(
+            torch.nn.Linear(hidden, width), torch.nn.GELU(), torch.nn.Linear(width, width)
+        ).to(plain.dtype)
         picture = torch.zeros(1, 3, IMAGE, IMAGE, dtype=plain.dtype)
+
+        def see(model: Any) -> None:
+            connector(model(picture).last_hidden_state.to(plain.dtype))
+
         found: dict[str, list[float]] = {name: [] for name in sides}
         for model in sides.values():
-            model(picture)
+            see(model)
         for number in range(REPEATS):
             for name, model in in_turn(sides.items(), number):
-                found[name].append(seconds(partial(model, picture)))
+                found[name].append(seconds(partial(see, model)))
     return found
 
 
@@ -83,4 +93,6 @@ def _packed(model: Any) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    print(json.dumps(measure(parser.parse_args().threads)))
+    parser.add_argument("--width", type=int, default=1536)
+    a = parser.parse_args()
+    print(json.dumps(measure(a.threads, a.width)))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.engine import Plan, sides, title
 from benchmarks.goals import GOALS, matching, verdicts
 from benchmarks.page import demo_part, engine_part, kernels_part
 from benchmarks.report import alternate, compare, rates, summary
@@ -13,6 +14,7 @@ def row(peer: str, ratio: float, **fields: Any) -> dict[str, Any]:
     ours = {"median": 10.0 * ratio, "min": 9.0, "max": 41.0, "n": 3}
     theirs = {"median": 10.0, "min": 8.0, "max": 12.0, "n": 3}
     plain = {"what": "gemv", "format": "2bit", "model_shape": "1.5b", "tokens": 1, "threads": 1, "isa": "avx2"}
+    plain |= {"run": "1.5b, 1 thread: 4 experts"}
     plain |= {"shape": {"H": 1536, "F": 8960, "L": 1, "E": 1}, "precision": "2.0 b x int8", "unit": "Gweights/s"}
     return {**plain, "peer_name": peer, "ours": ours, "peer": theirs, "ratio": ratio, **fields}
 
@@ -74,3 +76,32 @@ def test_what_is_not_in_the_kernels_is_told() -> None:
     goal = next(goal for goal in GOALS if goal.value == "outside_kernels")
     assert matching(goal, demo["rows"]) == [pytest.approx(0.5)]
     assert "| python | 400.000 | 40% |" in demo_part(demo)
+
+
+def test_a_run_says_when_and_from_what_it_was_made_and_keeps_its_own_numbers() -> None:
+    fields = {"what": "decode", "format": "mote 4 base3", "unit": "tokens/s"}
+    rows = [
+        row("llama.cpp 4 TQ2_0", 1.5, **fields),
+        row("mote 64 base3", 1.0, run="1.5b, 1 thread: 64 experts", **fields),
+    ]
+    made = [
+        {"name": each["run"], "git": git, "date": "2026-11-30", "load_average": 0.9, "rounds": 2, "decode": 24}
+        for each, git in zip(rows, ("abc", "def"), strict=True)
+    ]
+    page = engine_part({**report(*rows), "runs": made})
+    first, second = page.split("### ")[1:3]
+    assert "mote at abc" in first
+    assert "| mote 4 base3 | 2.0 b x int8 | 15 (9-41) |" in first
+    assert "mote at def" in second
+    assert "| mote 4 base3 | 2.0 b x int8 | 10 (9-41) |" in second
+
+
+def test_the_first_codec_and_type_go_with_every_number_of_experts() -> None:
+    found = [side.name for side in sides("1.5b", [16, 4], ["base3", "2bit"], ["TQ2_0", "Q4_0"])]
+    assert found == [
+        *("mote dense int4", "mote dense bf16", "llama.cpp dense Q4_0"),
+        *("mote 4 base3", "mote 4 2bit", "llama.cpp 4 TQ2_0", "llama.cpp 4 Q4_0"),
+        *("mote 16 base3", "llama.cpp 16 TQ2_0"),
+    ]
+    plan = Plan(shape="1.5b", threads=2, prompts=(64,), decode=24, rounds=2)
+    assert title(plan, sides("1.5b", [4, 16], ["base3"], [])) == "1.5b, 2 threads: dense, 4 and 16 experts"
