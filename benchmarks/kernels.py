@@ -7,11 +7,16 @@ second in registers) are measured in the same rounds; a ratio to a limit is our 
 
     python -m benchmarks.kernels [--shape 0.5b 1.5b 3b] [--threads 1 2] [--peers .venv-peers]
 
+All memory is in large pages (2 MiB) where the system gives them, on every side, as files are that a recent Linux maps
+from its page cache. In pages of 4 KiB (--small-pages), as older systems map files, one token's product depends on where
+its pages happen to lie: the same matrix was read at 10 to 22 GB/s (studies/LOG.md, 2026-11-30).
+
 Peers come from `make bench-peers-setup`; one that is missing, or cannot run a shape, is named and left out.
 """
 
 import argparse
 import ctypes
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -54,6 +59,8 @@ TOLERANCE = {"Q4_0": 0.15, "torch bf16": 0.01, "BF16": 0.01}
 """Relative error against fp32; 4-bit ggml cannot hold +1 and -1 alike, others lose only int8 rounding."""
 PEAK, READ = "integer dot peak", "read bandwidth"
 PR_SET_THP_DISABLE = 41
+TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+"""Makes malloc ask for large pages, for all libraries of the process; it is read when a process starts."""
 Makers = dict[str, Callable[[Problem], Product]]
 
 
@@ -139,10 +146,13 @@ def measure(
     return found
 
 
-def small_pages() -> None:
-    """Ordinary pages for all sides, as files that are mapped have; numpy would ask for huge ones for its own arrays
-    only."""
-    ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+def same_pages(*, small: bool) -> None:
+    """Pages of one size for all sides: numpy alone would ask for large ones for its arrays."""
+    if small:
+        ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    elif os.environ.get(TUNABLES) != LARGE_PAGES:
+        os.environ[TUNABLES] = LARGE_PAGES
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.kernels", *sys.argv[1:]])
 
 
 def unit(what: str) -> str:
@@ -174,14 +184,16 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=256, help="of matrices per side that gemv streams")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="names of sides, ours and peers; default all")
+    parser.add_argument("--small-pages", action="store_true", help="pages of 4 KiB for all sides")
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers"))
     parser.add_argument("--out", type=Path, default=RESULTS / "kernels.json")
     arguments = parser.parse_args()
+    same_pages(small=arguments.small_pages)
     warn_if_busy("kernels")
-    small_pages()
     sides = {name: make for name, make in makers(arguments.peers).items() if name in (arguments.only or BITS)}
     ceilings = Ceilings(arguments.megabytes)
     settings = {"rounds": arguments.rounds, "megabytes": arguments.megabytes, "dot_instructions": ceilings.dot_name}
+    settings["pages"] = "4 KiB" if arguments.small_pages else "2 MiB"
     rows: list[dict[str, Any]] = []
     for threads in arguments.threads:
         for name in arguments.shape:
