@@ -1,5 +1,7 @@
 """Which type a matrix gets, and what is said about it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -49,6 +51,8 @@ FLOATS = Stored(rows=4, cols=512, format=FULL_PRECISION, dtype="BF16")
         ("Q4_0", integers(8, 128), "Q4_0", "rounded anew to Q4_0"),
         ("auto", FLOATS, "BF16", ""),
         ("Q4_0", FLOATS, "Q4_0", ""),
+        ("Q8_0", ternary(36), "BF16", "rows of 36 are no multiple of 32: BF16 instead of Q8_0"),
+        ("auto", replace(integers(8, 64), cols=80), "BF16", "rows of 80 are no multiple of 32: BF16 instead of Q8_0"),
     ],
 )
 def test_the_type_and_the_note(asked: str, stored: Stored, expected: str, note: str) -> None:
@@ -65,7 +69,6 @@ def test_the_type_and_the_note(asked: str, stored: Stored, expected: str, note: 
         ("TQ2_0", integers(4, 64), "these are int4"),
         ("TQ2_0", ternary(36), "choose BF16 or F32"),
         ("TQ2_0", ternary(512, 40), "choose BF16 or F32"),
-        ("Q4_0", ternary(36), "rows of 36 are no multiple of Q4_0's 32"),
     ],
 )
 def test_what_no_type_holds_is_refused_by_name(asked: str, stored: Stored, reason: str) -> None:

@@ -53,6 +53,13 @@ def test_quantised_towers_are_asked_for(make: Make, tmp_path: Path) -> None:
     assert kinds["v.patch_embd.weight"] == kinds["v.position_embd.weight"] == kinds["mm.0.bias"] == "F32"
 
 
+def test_a_new_model_without_a_tower_says_that_the_old_one_s_is_still_there(make: Make, tmp_path: Path) -> None:
+    out = tmp_path / "model.gguf"
+    seeing = export_gguf(make("llava"), out, GgufConfig())
+    done = export_gguf(make("qwen2"), out, GgufConfig(), force=True)
+    assert f"{seeing.mmproj} is of an earlier export and does not belong to this model; remove it" in done.notes
+
+
 def test_a_packed_tower_is_its_own_numbers(make: Make, tmp_path: Path) -> None:
     packed = make("llava", pack={"tower": "int8"}, vision={"hidden_size": 64, "intermediate_size": 80})
     done = export_gguf(packed, tmp_path / "model.gguf", GgufConfig())
@@ -60,6 +67,8 @@ def test_a_packed_tower_is_its_own_numbers(make: Make, tmp_path: Path) -> None:
     kinds = {name: tensor.tensor_type.name for name, tensor in found.items()}
     assert kinds["v.blk.0.ffn_up.weight"] == kinds["v.blk.1.attn_q.weight"] == "Q8_0"
     assert kinds["v.blk.0.ffn_down.weight"] == "BF16", "80 inputs are no whole number of Q8_0's blocks"
+    assert "v.ffn_down: rows of 80 are no multiple of 32: BF16 instead of Q8_0" in done.notes
+    assert done.types["vision"] == ["BF16", "F32", "Q8_0"]
     tower = load_tower(Checkpoint.open(packed), open_config(Checkpoint.open(packed)))
     ours = next(module for name, module in tower.named_modules() if name.endswith("layers.1.self_attn.q_proj"))
     expected = ours.layout.decode(ours.packed, ours.scale).numpy()

@@ -23,16 +23,15 @@ from numpy.typing import NDArray
 
 from mote.errors import FormatError, UnsupportedModelError
 from mote.export.config import GgufConfig
-from mote.export.decoder import Decoder, open_decoder
-from mote.export.fit import choose, write
-from mote.export.ggml import TYPES, Bytes
+from mote.export.decoder import MATRICES, Decoder, open_decoder
+from mote.export.fit import Choices, write
+from mote.export.ggml import TYPES, Bytes, GgmlType
 from mote.export.matrices import Integers, Matrix, Stored
 from mote.export.mmproj import mmproj_path, plan_vision, resizing_note, why_no_vision
 from mote.export.stream import GgufFile, GgufTensor, gguf_library, write_files
 from mote.export.tokenizer import Vocabulary, read_vocabulary
 
 ARCH = "bailingmoe"
-PROJECTIONS = ("gate", "up", "down")
 _PIECE = 1 << 24
 """Weights that are converted at once."""
 
@@ -71,21 +70,29 @@ def export_gguf(
     if reason := why_not(decoder):
         raise UnsupportedModelError(f"{checkpoint}: {reason}")
     vocabulary = read_vocabulary(decoder.checkpoint, decoder.text, decoder.vocab)
-    plan = Plan(decoder, config)
+    choices = Choices(config)
+    plan = Plan(decoder, choices)
     files = [GgufFile(path=out, arch=ARCH, describe=partial(_describe, decoder, vocabulary), tensors=plan.tensors)]
     no_vision = why_no_vision(decoder)
     if no_vision is None:
-        files.append(plan_vision(decoder, config, mmproj_path(out)))
+        files.append(plan_vision(decoder, choices, mmproj_path(out)))
     write_files(files, source=checkpoint, force=force, progress=progress)
     return GgufExport(
         path=out,
         nbytes=out.stat().st_size,
-        types={part: sorted(names) for part, names in plan.types.items()},
-        notes=[*plan.notes, *vocabulary.notes, *([resizing_note(decoder)] if len(files) > 1 else [])],
+        types={part: sorted(names) for part, names in choices.types.items()},
+        notes=[*choices.notes, *vocabulary.notes, *_vision_notes(decoder, out, written=len(files) > 1)],
         mmproj=files[1].path if len(files) > 1 else None,
         mmproj_nbytes=files[1].path.stat().st_size if len(files) > 1 else 0,
         no_mmproj=no_vision or "",
     )
+
+
+def _vision_notes(decoder: Decoder, out: Path, *, written: bool) -> list[str]:
+    if written:
+        return [resizing_note(decoder)]
+    beside = mmproj_path(out)
+    return [f"{beside} is of an earlier export and does not belong to this model; remove it"] if beside.exists() else []
 
 
 def why_not(decoder: Decoder) -> str:
@@ -101,13 +108,11 @@ def why_not(decoder: Decoder) -> str:
 
 @dataclass
 class Plan:
-    """All tensors of the language model's file, in order. types: ggml types by part."""
+    """All tensors of the language model's file, in order."""
 
     decoder: Decoder
-    config: GgufConfig
+    choices: Choices
     tensors: list[GgufTensor] = field(default_factory=list)
-    types: dict[str, set[str]] = field(default_factory=dict)
-    _said: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         decoder, names = self.decoder, self.decoder.checkpoint.tensors
@@ -128,38 +133,33 @@ class Plan:
                     self._floats(f"{name}.bias", f"{module}.bias", (stored.rows,), order)
             router = (decoder.mote.num_experts, decoder.hidden)
             self._floats(f"{block}ffn_gate_inp.weight", f"{prefix}mlp.router.weight", router)
-            for short in PROJECTIONS:
+            for short in MATRICES:
                 rows, cols = decoder.size(short)
                 module = f"{prefix}mlp.{short}_proj"
                 self._matrix(f"{block}ffn_{short}_shexp", module, decoder.matrices.stored(module, rows, cols), "shared")
                 self._experts(f"{block}ffn_{short}_exps", f"{prefix}mlp.experts.{short}_proj", rows, cols)
 
-    @property
-    def notes(self) -> list[str]:
-        """One line for every reason for which matrices did not get the type that was asked for."""
-        return [f"{', '.join(kinds)}: {note}" for note, kinds in self._said.items()]
-
     def _matrix(
         self, name: str, module: str, stored: Stored, part: str, order: NDArray[np.int64] | None = None
     ) -> None:
-        choice = self._chosen(name, stored, part)
+        kind = self.choices.choose(part, stored, name)
 
         def produce() -> Iterator[Bytes]:
             matrix = self.decoder.matrices.read(module, stored)
-            yield from pieces(matrix if order is None else _in_order(matrix, order), choice, module)
+            yield from pieces(matrix if order is None else _in_order(matrix, order), kind, module)
 
-        self._add(f"{name}.weight", (stored.rows, stored.cols), choice, produce)
+        self._add(f"{name}.weight", (stored.rows, stored.cols), kind, produce)
 
     def _experts(self, name: str, stack: str, rows: int, cols: int) -> None:
         decoder, experts = self.decoder, self.decoder.mote.num_experts
         stored = decoder.matrices.stored_expert(stack, rows, cols)
-        choice = self._chosen(name, stored, "experts")
+        kind = self.choices.choose("experts", stored, name)
 
         def produce() -> Iterator[Bytes]:
             for expert in range(experts):
-                yield from pieces(decoder.matrices.read_expert(stack, expert, stored), choice, stack)
+                yield from pieces(decoder.matrices.read_expert(stack, expert, stored), kind, stack)
 
-        self._add(f"{name}.weight", (experts, rows, cols), choice, produce)
+        self._add(f"{name}.weight", (experts, rows, cols), kind, produce)
 
     def _floats(self, name: str, tensor: str, shape: tuple[int, ...], order: NDArray[np.int64] | None = None) -> None:
         """A small tensor, which stays in F32. Raises UnsupportedModelError for another shape."""
@@ -171,17 +171,10 @@ class Plan:
             values = self.decoder.matrices.floats(tensor)
             yield np.ascontiguousarray(values if order is None else values[order]).view(np.uint8)
 
-        self._add(name, shape, "F32", produce)
+        self._add(name, shape, TYPES["F32"], produce)
 
-    def _chosen(self, name: str, stored: Stored, part: str) -> str:
-        choice = choose(getattr(self.config, part), stored, name)
-        if choice.note:
-            self._said.setdefault(choice.note, {})[name.rpartition(".")[2]] = None
-        self.types.setdefault(part, set()).add(choice.type.name)
-        return choice.type.name
-
-    def _add(self, name: str, shape: tuple[int, ...], kind: str, produce: Callable[[], Iterator[Bytes]]) -> None:
-        self.tensors.append(GgufTensor(name=name, shape=shape, type=TYPES[kind], produce=produce))
+    def _add(self, name: str, shape: tuple[int, ...], kind: GgmlType, produce: Callable[[], Iterator[Bytes]]) -> None:
+        self.tensors.append(GgufTensor(name=name, shape=shape, type=kind, produce=produce))
 
 
 def interleaved(rows: int, head_dim: int) -> NDArray[np.int64]:
@@ -190,13 +183,13 @@ def interleaved(rows: int, head_dim: int) -> NDArray[np.int64]:
     return heads.swapaxes(1, 2).reshape(-1)
 
 
-def pieces(matrix: Matrix, kind: str, where: str) -> Iterator[Bytes]:
+def pieces(matrix: Matrix, kind: GgmlType, where: str) -> Iterator[Bytes]:
     """The bytes of a matrix, some rows at a time, so that memory holds little more than the matrix."""
     rows, cols = (matrix.q if isinstance(matrix, Integers) else matrix).shape
     step = max(1, _PIECE // cols)
     for start in range(0, rows, step):
         try:
-            yield write(_in_order(matrix, np.arange(start, min(rows, start + step))), TYPES[kind])
+            yield write(_in_order(matrix, np.arange(start, min(rows, start + step))), kind)
         except FormatError as error:
             raise FormatError(f"{where}: {error}") from None
 

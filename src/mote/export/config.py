@@ -17,7 +17,8 @@ class GgufConfig:
     experts: routed experts; TQ2_0 (2.06 bits a weight) or TQ1_0 (1.69) become Q4_0 matrix by matrix where rows or
         scale groups do not fit. shared, attention, head, vision: shared experts, projections q k v o, head with the
         table of tokens, vision tower with connector. "auto" takes what holds the stored numbers exactly: Q4_0 for int4,
-        Q8_0 for int8, the experts' type for ternary ones, BF16 or F32 for floats.
+        Q8_0 for int8, TQ2_0 for ternary ones, BF16 or F32 for floats. Not for experts; and no ternary type for vision.
+        A matrix whose rows are no whole number of a type's blocks becomes BF16.
     """
 
     experts: str = "TQ2_0"

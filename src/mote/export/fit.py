@@ -3,14 +3,17 @@
 Decided from a matrix's description, before any of it is read, since the header of a GGUF file comes first.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mote.errors import FormatError
-from mote.export.config import AUTO
+from mote.export.config import AUTO, GgufConfig
 from mote.export.ggml import FLOATS, TERNARY, TYPES, Bytes, GgmlType, bfloat16
 from mote.export.matrices import Integers, Matrix, Stored
+
+_OF_LAYER = re.compile(r"blk\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,10 @@ class Choice:
 
 
 def choose(asked: str, stored: Stored, where: str) -> Choice:
-    """The type of one matrix. where: its name, for errors. Raises FormatError when the asked type cannot hold it."""
+    """The type of one matrix: the one that was asked for, or the next that its rows and groups go into, with a note.
+
+    where: its name, for errors. Raises FormatError for ternary types of what is not ternary, or fits no small type.
+    """
     name = _automatic(stored) if asked == AUTO else asked
     kind, group = TYPES[name], stored.group
     if name in TERNARY:
@@ -46,12 +52,32 @@ def choose(asked: str, stored: Stored, where: str) -> Choice:
         exact = name == "F32" or (not stored.levels and stored.dtype != "U8")
         return Choice(kind, "" if exact else f"{stored.format.quantizer} multiplied out, products rounded to BF16")
     if stored.cols % kind.block:
-        raise FormatError(
-            f"{where}: rows of {stored.cols} are no multiple of {name}'s {kind.block}; choose BF16 or F32"
-        )
+        return Choice(TYPES["BF16"], f"rows of {stored.cols} are no multiple of {kind.block}: BF16 instead of {name}")
     if stored.levels and not _holds(kind, stored):
         return Choice(kind, f"{stored.format.quantizer} per {group} multiplied out and rounded anew to {name}")
     return Choice(kind)
+
+
+@dataclass
+class Choices:
+    """The types of a model's matrices, chosen one after the other. types: names by part of the config."""
+
+    config: GgufConfig
+    types: dict[str, set[str]] = field(default_factory=dict)
+    _said: dict[str, dict[str, None]] = field(default_factory=dict)
+
+    def choose(self, part: str, stored: Stored, name: str) -> GgmlType:
+        """The type of the matrix that llama.cpp calls `name`. Raises as `choose` does."""
+        choice = choose(getattr(self.config, part), stored, name)
+        if choice.note:
+            self._said.setdefault(choice.note, {})[_OF_LAYER.sub("", name)] = None
+        self.types.setdefault(part, set()).add(choice.type.name)
+        return choice.type
+
+    @property
+    def notes(self) -> list[str]:
+        """One line for every reason for which matrices did not get the type that was asked for."""
+        return [f"{', '.join(kinds)}: {note}" for note, kinds in self._said.items()]
 
 
 def write(matrix: Matrix, kind: GgmlType) -> Bytes:
@@ -73,13 +99,12 @@ def write(matrix: Matrix, kind: GgmlType) -> Bytes:
 
 
 def _automatic(stored: Stored) -> str:
-    """The type that holds the stored numbers exactly, or BF16 where its blocks do not fit the rows."""
+    """The type that holds the stored numbers exactly, if its blocks fit the rows."""
     if not stored.levels:  # no type of ggml has zero points of 16 bits for such groups
         return "BF16" if stored.dtype in ("BF16", "U8") else "F32"
     if stored.levels == 1:
         return "TQ2_0"
-    name = "Q4_0" if _holds(TYPES["Q4_0"], stored) else "Q8_0"
-    return "BF16" if stored.cols % TYPES[name].block else name
+    return "Q4_0" if _holds(TYPES["Q4_0"], stored) else "Q8_0"
 
 
 def _holds(kind: GgmlType, stored: Stored) -> bool:

@@ -36,11 +36,10 @@ FP16_ERROR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class GgmlType:
-    """One format. number: in the file; block: weights, nbytes: bytes of one block; low, high: integers that it holds
+    """One format. block: weights, nbytes: bytes of one block; low, high: integers that it holds
     (0, 0 for floats); join: int8 [N, B, block] and fp16 [N, B] to uint8 [N, B, nbytes]."""
 
     name: str
-    number: int
     block: int
     nbytes: int
     low: int = 0
@@ -117,12 +116,12 @@ TYPES: Mapping[str, GgmlType] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            GgmlType(name="F32", number=0, block=1, nbytes=4),
-            GgmlType(name="BF16", number=30, block=1, nbytes=2),
-            GgmlType(name="Q8_0", number=8, block=32, nbytes=34, low=-128, high=127, join=_q8_0),
-            GgmlType(name="Q4_0", number=2, block=32, nbytes=18, low=-8, high=7, join=_q4_0),
-            GgmlType(name="TQ2_0", number=35, block=256, nbytes=66, low=-1, high=1, join=_tq2_0),
-            GgmlType(name="TQ1_0", number=34, block=256, nbytes=54, low=-1, high=1, join=_tq1_0),
+            GgmlType(name="F32", block=1, nbytes=4),
+            GgmlType(name="BF16", block=1, nbytes=2),
+            GgmlType(name="Q8_0", block=32, nbytes=34, low=-128, high=127, join=_q8_0),
+            GgmlType(name="Q4_0", block=32, nbytes=18, low=-8, high=7, join=_q4_0),
+            GgmlType(name="TQ2_0", block=256, nbytes=66, low=-1, high=1, join=_tq2_0),
+            GgmlType(name="TQ1_0", block=256, nbytes=54, low=-1, high=1, join=_tq1_0),
         )
     }
 )

@@ -18,9 +18,8 @@ import numpy as np
 
 from mote.checkpoint.layout import plain_linears
 from mote.errors import CheckpointError, UnsupportedModelError
-from mote.export.config import GgufConfig
 from mote.export.decoder import Decoder
-from mote.export.fit import choose, write
+from mote.export.fit import Choices, write
 from mote.export.ggml import TYPES, Bytes, GgmlType
 from mote.export.matrices import Stored
 from mote.export.stream import GgufFile, GgufTensor
@@ -82,9 +81,9 @@ def resizing_note(decoder: Decoder) -> str:
     )
 
 
-def plan_vision(decoder: Decoder, config: GgufConfig, path: Path) -> GgufFile:
+def plan_vision(decoder: Decoder, choices: Choices, path: Path) -> GgufFile:
     """The mmproj file of a model whose tower llama.cpp knows. Raises CheckpointError for a tensor or a preprocessing
-    that is missing, FormatError for a type that does not fit."""
+    that is missing."""
     vision = decoder.config.vision_config
     layers = _feature_layer(int(decoder.config.vision_feature_layer), int(vision.num_hidden_layers))
     mean, deviation = _preprocessing(decoder, int(vision.image_size))
@@ -107,7 +106,7 @@ def plan_vision(decoder: Decoder, config: GgufConfig, path: Path) -> GgufFile:
         writer.add_vision_image_std(deviation)
         writer.add_vision_use_gelu(True)
 
-    tensors = [_tensor(decoder, config.vision, *pair) for pair in _names(decoder, layers)]
+    tensors = [_tensor(decoder, choices, *pair) for pair in _names(decoder, layers)]
     return GgufFile(path=path, arch="clip", describe=describe, tensors=tensors)
 
 
@@ -127,7 +126,7 @@ def _names(decoder: Decoder, layers: int) -> Iterator[tuple[str, str]]:
                 yield f"{tower}encoder.layers.{layer}.{ours}.{kind}", f"v.blk.{layer}.{theirs}.{kind}"
 
 
-def _tensor(decoder: Decoder, asked: str, source: str, name: str) -> GgufTensor:
+def _tensor(decoder: Decoder, choices: Choices, source: str, name: str) -> GgufTensor:
     packed = plain_linears(decoder.mote, decoder.checkpoint.tensors).get(source.removesuffix(".weight"))
     shape = (packed.rows, packed.cols) if packed else decoder.checkpoint.info(source).shape
     matrix = len(shape) == 2 and "position_embd" not in name
@@ -135,7 +134,7 @@ def _tensor(decoder: Decoder, asked: str, source: str, name: str) -> GgufTensor:
         return GgufTensor(name=name, shape=shape, type=TYPES["F32"], produce=partial(_floats, decoder, source))
     module = source.removesuffix(".weight")
     stored = decoder.matrices.stored(module, *shape)
-    kind = choose(asked, stored, name).type
+    kind = choices.choose("vision", stored, name.removesuffix(".weight"))
     return GgufTensor(name=name, shape=shape, type=kind, produce=partial(_matrix, decoder, module, stored, kind))
 
 

@@ -24,11 +24,10 @@ from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.writer import CARRIED, DEFAULT_SHARD_BYTES, write_checkpoint
 from mote.errors import UnsupportedModelError
 from mote.export.config import HfConfig
-from mote.export.decoder import Decoder, open_decoder
+from mote.export.decoder import MATRICES, Decoder, open_decoder
 from mote.export.matrices import Integers, Matrix
 
 SHARED_GATE = 1e-6
-PROJECTIONS = ("gate", "up", "down")
 _NAMES = {"float32": "F32", "bfloat16": "BF16"}
 TEXT_FILES = tuple(name for name in CARRIED if "processor" not in name and "image" not in name)
 """What is carried along: a processor would want a vision tower."""
@@ -137,7 +136,7 @@ class _Plan:
                 if f"{module}.bias" in decoder.checkpoint.tensors:
                     self._floats(f"{name}.bias", f"{module}.bias")
             mixed = decoder.mixed(layer)
-            for short in PROJECTIONS:
+            for short in MATRICES:
                 shared = f"{stock}mlp.{'shared_expert.' if mixed else ''}{short}_proj.weight"
                 factor = 2.0 if mixed and short == "down" else 1.0
                 self._matrix(shared, f"{prefix}mlp.{short}_proj", *decoder.size(short), factor)
@@ -149,7 +148,7 @@ class _Plan:
         self._floats(f"{stock}gate.weight", f"{prefix}router.weight")
         gate = torch.full((1, decoder.hidden), SHARED_GATE)
         self._add(f"{stock}shared_expert_gate.weight", (1, decoder.hidden), lambda: gate)
-        for short in PROJECTIONS:
+        for short in MATRICES:
             rows, cols = decoder.size(short)
             stack = f"{prefix}experts.{short}_proj"
             stored = decoder.matrices.stored_expert(stack, rows, cols)
