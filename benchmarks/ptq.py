@@ -14,18 +14,20 @@ more like itself. Calibration: 64 other windows of the same text, or `--mix`, co
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
 
-Rows that the report has are not measured again, and after --seconds no new one is begun: run it until it says "done".
+Rows that the report has whole are not measured again (an early one without a divergence is), and after --seconds no new
+one is begun: run it until it says "done".
 """
 
 import argparse
 import copy
+import datetime
 import hashlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.report import RESULTS, save
+from benchmarks.report import RESULTS, header, save
 from mote.compress.calibration import Batch, read_calibration, text_batches
 from mote.compress.methods import awq, gptq, hqq
 from mote.compress.methods.libraries import version
@@ -42,9 +44,8 @@ from mote.compress.walk import Calibrated, walk
 from mote.evaluate.intervals import bootstrap
 from mote.model.families import anatomy
 from mote.model.precision import Precision, autocast
-from mote.ternary.format import WeightFormat
-from mote.ternary.integers import IntegerWeight, dequantize_integers
-from mote.ternary.round_to_nearest import round_to_nearest
+from mote.ternary.integers import dequantize_integers
+from mote.ternary.round_to_nearest import nearest
 
 WINDOW, TESTED, CALIBRATED = 512, 32, 64
 COMPARED = 8
@@ -194,17 +195,12 @@ def quantize(model: Any, setting: Setting, subject: Subject) -> None:
         calibrated: Calibrated = gptq.Gptq() if setting.method == "gptq" else awq.Awq(tokens)
         walk(model, contract, batches, calibrated, keep=True, precision=setting.precision)
         return
+    rounded = hqq.quantize if setting.method == "hqq" else nearest
     with torch.no_grad():
         layers: Any = anatomy(model).decoder.layers
         for module in layers.modules():
             if isinstance(module, torch.nn.Linear):
-                module.weight.copy_(dequantize_integers(_without_data(module.weight, contract.shared), contract.shared))
-
-
-def _without_data(weight: Tensor, fmt: WeightFormat) -> IntegerWeight:
-    if fmt.scale == "given":
-        return hqq.quantize(weight, fmt)
-    return round_to_nearest(weight, replace(fmt, scale="absmax"))
+                module.weight.copy_(dequantize_integers(rounded(module.weight, contract.shared), contract.shared))
 
 
 def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str, Any]:
@@ -228,6 +224,7 @@ def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str
         apart = divergences(model, subject)
         low, high = bootstrap(apart)
         row["divergence"] = {"value": round(sum(apart) / len(apart), 5), "low": round(low, 5), "high": round(high, 5)}
+    row["measured"] = {"date": datetime.date.today().isoformat(), "git": header({})["git"]}
     row["losses"] = [round(x, 5) for x in found]
     return row
 

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 import mote
 from mote.checkpoint.verify import verify
 from mote.compress.calibration import read_calibration, text_batches
+from mote.compress.config import PackConfig
 from mote.compress.methods import awq, gptq
 from mote.compress.quantize import quantize_checkpoint
 from mote.compress.quantize_config import QuantizeConfig
-from mote.compress.stream import what_to_pack
+from mote.compress.stream import pack_checkpoint, what_to_pack
 from mote.compress.walk import walk
-from mote.errors import CheckpointError, DataError, RecipeError
+from mote.errors import CheckpointError, DataError, FormatError, RecipeError
 from mote.model.block import blocks
 from mote.model.opening import open_model, open_processor
 from mote.model.packed import PackedLinear
@@ -26,7 +27,8 @@ ALL = {"shared": "int4", "attention": "int8", "head": "int4", "group": 32}
 
 
 def _settings(kind, **more):
-    return QuantizeConfig(**{**ALL, "samples": 8, "experts": "int3" if kind == "moe_llava" else "none", **more})
+    parts = {"shared": "none", "experts": "int3"} if kind == "moe_llava" else {}
+    return QuantizeConfig(**{**ALL, **parts, "samples": 8, **more})
 
 
 def _loaded(path, family):
@@ -91,7 +93,8 @@ def test_a_tower_is_rounded_whatever_the_method(method, source, write_mix, tmp_p
     """The head is not the embedding here: what calibration found for it is not the tower's."""
     checkpoint = source("llava", "dense")
     config = _settings("dense", method=method, symmetric=method == "gptq", tower="int8")
-    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=write_mix())
+    data = write_mix() if config.calibrated else None
+    written = quantize_checkpoint(checkpoint, tmp_path / "out", config, calibration=data)
     assert written.mote.tower.scale == "absmax"
     rounded = mote.pack(checkpoint, tmp_path / "rounded", tower="int8", group=32, symmetric=config.symmetric)
     rounded = mote.Checkpoint.open(rounded)
@@ -205,6 +208,34 @@ def test_experts_that_no_token_went_to_are_named_and_rounded(source, write_mix, 
         assert torch.equal(packed.read(name)[expert], written.read(name)[expert]) == (expert == 4)
 
 
+def test_ternary_experts_that_no_token_went_to_are_named(source, tmp_path):
+    checkpoint = mote.upcycle(source("llama", "dense"), tmp_path / "three", initialise="random", num_experts=3)
+    model = open_model(checkpoint)
+    for block in blocks(model):
+        block.router.weight.data.zero_()  # a tie, which the first wins
+    config = QuantizeConfig(method="gptq", group=32)
+    contract = what_to_pack(mote.Checkpoint.open(checkpoint), config)[0].contract
+    batches = text_batches(range(3, 51), window=12, count=4)
+    assert walk(model, contract, batches, gptq.Gptq()).not_routed == {0: [1, 2], 1: [1, 2]}
+
+
+def test_experts_without_shared_ones_are_asked_for_by_name(source, tmp_path):
+    checkpoint, out = source("llama", "moe_llava"), tmp_path / "out"
+    with pytest.raises(FormatError, match="say experts=int4"):
+        quantize_checkpoint(checkpoint, out, QuantizeConfig(group=32))
+    for config in (QuantizeConfig(shared="int3", experts="int3", group=32), PackConfig(shared="int3", group=32)):
+        with pytest.raises(FormatError, match="has no shared experts; say experts=int3"):
+            pack_checkpoint(checkpoint, out, config)
+    written = quantize_checkpoint(checkpoint, out, QuantizeConfig(experts="int3", group=32))
+    assert (written.mote.shared.quantizer, written.mote.routed.quantizer) == ("none", "int3")
+
+
+def test_a_shared_expert_on_another_grid_than_asked_for_is_refused(source, tmp_path):
+    checkpoint = mote.upcycle(source("llama", "dense"), tmp_path / "trained", shared=mote.WeightFormat())
+    with pytest.raises(FormatError, match="was trained as ternary"):
+        quantize_checkpoint(checkpoint, tmp_path / "out", QuantizeConfig(shared="int4", group=32))
+
+
 @pytest.mark.parametrize("quantizer", ["int4", "ternary"])
 def test_a_shared_expert_trained_on_a_grid_stays_on_it(quantizer, source, write_mix, tmp_path):
     grid = {"scale": "absmax", "granularity": "group", "group": 32} if quantizer == "int4" else {}
@@ -234,6 +265,13 @@ def test_untied_heads_are_calibrated_and_tied_tables_rounded(tiny):
         assert torch.equal(model.lm_head.weight, rounded) == tied
 
 
+class Nearest(awq.Awq):
+    """AWQ that moves no scale."""
+
+    def network(self, weights, inputs, fmt):
+        return weights
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_calibrated_weights_are_closer_in_what_the_model_says(method, tiny):
     model = tiny("llama", hidden_size=64, intermediate_size=96, head_dim=16, vocab_size=99)
@@ -244,10 +282,7 @@ def test_calibrated_weights_are_closer_in_what_the_model_says(method, tiny):
     for kind in ("rtn", method):
         config = QuantizeConfig(shared="int3", group=32, method=kind)
         other = copy.deepcopy(model)
-        if kind == "rtn":
-            chosen = awq.Awq(tokens=10**9)  # keeps no inputs, and so moves no scale
-        else:
-            chosen = gptq.Gptq() if kind == "gptq" else awq.Awq(tokens=32 * 24)
+        chosen = {"rtn": Nearest(tokens=1), "gptq": gptq.Gptq(), "awq": awq.Awq(tokens=32 * 24)}[kind]
         walk(other, config.contract(None, "tiny"), batches, chosen, keep=True)
         with torch.no_grad():
             logits[kind] = other(input_ids=ids).logits
@@ -267,6 +302,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, write_mix, tmp_path, m
         assert not list(tmp_path.glob("out.partial*"))
 
     refused(RecipeError, "give --calibration")
+    rounding = QuantizeConfig(group=32)
+    refused(RecipeError, "method rtn reads no data; say --method gptq", config=rounding, calibration=write_mix())
     refused(DataError, "no such file", calibration=tmp_path / "absent.jsonl")
     refused(DataError, "none of 4 conversations has a picture", calibration=write_mix(pictures=False))
     data = write_mix()

@@ -47,12 +47,12 @@ def test_a_checkpoint_that_does_not_fit_is_warned_of_and_runs(checkpoints, monke
     needs = memory.resident(Checkpoint.open(packed).tensors.values(), Checkpoint.open(packed).mote, context=2048)
     own = needs.own - needs.libraries
     for free, said in ((own + 1, "disk's speed"), (own - 1, "may end this process"), (0, "may end this process")):
-        monkeypatch.setattr("mote.run.engine.available_memory", lambda free=free: free)
+        monkeypatch.setattr("mote.checkpoint.resident.available_memory", lambda free=free: free)
         with pytest.warns(UserWarning, match=said) as caught:
             engine = mote.load(packed)
         assert "\n" not in str(caught[0].message)
         assert engine.backend == "native"
-    monkeypatch.setattr("mote.run.assistant.available_memory", lambda: 0)
+    monkeypatch.setattr("mote.checkpoint.resident.available_memory", lambda: 0)
     with pytest.warns(UserWarning, match="may end this process"):
         mote.load(upcycled)
 
@@ -60,8 +60,7 @@ def test_a_checkpoint_that_does_not_fit_is_warned_of_and_runs(checkpoints, monke
 @pytest.mark.parametrize("free", [None, 1 << 40])
 def test_nobody_is_warned_otherwise(checkpoints, monkeypatch, free) -> None:
     _, upcycled, packed = checkpoints("qwen2")
-    monkeypatch.setattr("mote.run.engine.available_memory", lambda: free)
-    monkeypatch.setattr("mote.run.assistant.available_memory", lambda: free)
+    monkeypatch.setattr("mote.checkpoint.resident.available_memory", lambda: free)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mote.load(packed)

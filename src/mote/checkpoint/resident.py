@@ -15,8 +15,9 @@ Nothing here imports torch. The sums are the engine's: tests compare each with w
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mote.checkpoint.accounting import component_of
@@ -171,6 +172,15 @@ def memory_warning(needs: Resident, available: int | None, where: str) -> str:
         f"{start}; weights are mapped, so it runs, but pages will be read from disk again and again: expect the disk's "
         "speed, or take a smaller plan (mote plan --budget device)"
     )
+
+
+def warn_of_memory(needs: Resident, where: str, *, stacklevel: int = 3) -> None:
+    """Warns, in one line, where `needs` do not fit in what is free now, the libraries aside, which are loaded already.
+
+    Nothing is refused, since other programs may go, and mapped weights are the system's to drop.
+    """
+    if said := memory_warning(replace(needs, libraries=0), available_memory(), where):
+        warnings.warn(said, stacklevel=stacklevel)
 
 
 def _numel(tensor: TensorInfo | PlannedTensor) -> int:

@@ -15,7 +15,6 @@ from mote.cli.options import (
     Group,
     Head,
     Out,
-    RecipeFile,
     Seed,
     Settings,
     Threads,
@@ -29,7 +28,8 @@ def run(
     checkpoint: Annotated[Path, typer.Argument(help="Dense or up-cycled checkpoint.")],
     out: Out,
     shared: Annotated[
-        str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts, dense networks [default: int4]")
+        str | None,
+        typer.Option("--shared", metavar=STORAGE, help="Shared experts, dense networks [default: int4 of floats]"),
     ] = None,
     attention: Attention = None,
     head: Head = None,
@@ -49,7 +49,6 @@ def run(
     samples: Annotated[
         int | None, typer.Option("--samples", help="Conversations to calibrate on [default: 512]")
     ] = None,
-    recipe: RecipeFile = None,
     set_: Settings = None,
     seed: Seed = None,
     threads: Threads = 0,
@@ -73,7 +72,7 @@ def run(
     symmetric = None if asymmetric is None else not asymmetric
     options = {**storages, "method": method, "group": group, "samples": samples, "symmetric": symmetric}
     given = [f"{name}={str(value).lower()}" for name, value in options.items() if value is not None]
-    config = resolve(QuantizeConfig, "quantize", recipe, [*(set_ or ()), *given], seed)
+    config = resolve(QuantizeConfig, "quantize", None, [*(set_ or ()), *given], seed)
     with counted_in_turn("calibrating", "quantising") as (layers, written):
         progress = Progress(layers=layers, written=written)
         quantize_checkpoint(checkpoint, out, config, calibration=calibration, force=force, progress=progress)

@@ -42,11 +42,15 @@ class PackConfig:
         if self.codec not in ("base3", "2bit"):
             raise FormatError(f"pack: codec {self.codec!r} is unknown; use 'base3' or '2bit'")
         for name in PARTS:
-            if getattr(self, name) not in get_args(Storage):
-                known = ", ".join(map(repr, get_args(Storage)))
+            if getattr(self, name) not in (allowed := self.allowed(name)):
+                known = ", ".join(map(repr, allowed))
                 raise FormatError(f"pack: {name}={getattr(self, name)!r} is unknown; use one of {known}")
         if self.group not in GROUPS:
             raise FormatError(f"pack: group={self.group!r} is not one of {', '.join(map(str, GROUPS))}")
+
+    def allowed(self, name: str) -> tuple[str, ...]:
+        """Values of the setting `name`, one of `PARTS`."""
+        return get_args(Storage)
 
     @property
     def quantizes(self) -> bool:
@@ -101,6 +105,8 @@ class PackConfig:
                 f"{where}: codec {self.codec} cannot hold a {upcycled.shared.quantizer} shared expert without int8 "
                 "activations; up-cycle with activation 'int8'"
             )
+        if not upcycled.shared_expert and every_layer and self.shared != "none":
+            raise FormatError(f"{where}: has no shared experts; say experts={self.shared} instead of shared")
         shared = self._shared(upcycled.shared, where, every_layer=every_layer)
         codec = self.codec if is_ternary(routed) or is_ternary(shared) else None
         return replace(upcycled, state="packed", codec=codec, routed=routed, shared=shared, **others)

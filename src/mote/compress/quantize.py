@@ -16,6 +16,7 @@ import torch
 from mote.checkpoint.atomic import check_target
 from mote.checkpoint.layout import VISION, decoder_prefixes
 from mote.checkpoint.lineage import Provenance, file_hash, pretty_json
+from mote.checkpoint.resident import loaded, warn_of_memory
 from mote.checkpoint.shards import Checkpoint
 from mote.compress.calibration import Calibration, calibration_file, read_calibration
 from mote.compress.methods import awq, gptq, hqq
@@ -63,6 +64,10 @@ def quantize_checkpoint(
             f"quantize: method {config.method} needs data to calibrate on; give --calibration, a sample of the "
             "training mix, or use --method rtn or hqq"
         )
+    if calibration is not None and not config.calibrated:
+        raise RecipeError(
+            f"quantize: method {config.method} reads no data; say --method gptq or awq, or leave --calibration out"
+        )
     read = calibration_file(calibration) if config.calibrated and calibration is not None else None
     provenance = Provenance.start(
         "quantize",
@@ -95,6 +100,8 @@ def _calibrate(
     checkpoint: Path, contract: Any, config: QuantizeConfig, data: Path, progress: Progress
 ) -> tuple[Walked, dict[str, Any]]:
     """The walk through the model in `checkpoint`, and what to report of it."""
+    source = Checkpoint.open(checkpoint)
+    warn_of_memory(loaded(source.tensors.values(), source.mote), str(checkpoint), stacklevel=4)
     model = open_model(checkpoint)
     settings = {name: getattr(config, name) for name in ("samples", "max_length", "seed", "pictures")}
     read = read_calibration(data, model, open_processor(checkpoint, model), **settings)
@@ -113,8 +120,8 @@ def _warn_of_experts(walked: Walked) -> None:
     if walked.not_routed:
         which = "; ".join(f"layer {layer}: {', '.join(map(str, e))}" for layer, e in walked.not_routed.items())
         warnings.warn(
-            f"no token of the calibration data went to some experts, which were rounded to nearest ({which}); raise "
-            "--samples, or calibrate on data like those of training",
+            f"no token of the calibration data went to some experts ({which}), so that those in integer formats are "
+            "rounded to nearest; raise --samples, or calibrate on data like those of training",
             stacklevel=3,
         )
 

@@ -10,7 +10,7 @@ Shape suffixes: B conversations, T tokens, H hidden, R input rows, K columns.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ from mote.model.precision import Precision, autocast
 from mote.model.vision import encoder_outputs
 from mote.ternary.format import WeightFormat, integer_codec
 from mote.ternary.integers import IntegerWeight, PackedTensors, dequantize_integers, pack_integers
-from mote.ternary.round_to_nearest import round_to_nearest
+from mote.ternary.round_to_nearest import nearest
 
 READ_ALIKE = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}
 """Matrix -> another one that reads the same, whose inputs are watched in its stead."""
@@ -62,7 +62,7 @@ Place = tuple[int, str]
 @dataclass
 class Walked:
     """packed: the tensors of each matrix, one per expert in a stack. not_routed: layer -> experts that no token of the
-    calibration data went to; they were rounded to nearest."""
+    calibration data went to; those in integer formats were rounded to nearest."""
 
     packed: dict[Place, list[PackedTensors]] = field(default_factory=dict)
     not_routed: dict[int, list[int]] = field(default_factory=dict)
@@ -122,16 +122,17 @@ class _Walker:
         the experts of a layer, "mlp.experts.up_proj.<expert>"."""
         sites: dict[str, Any] = {}
         handles = []
-        for name, fmt in self._linears(layer, index).items():
+        for name in self._linears(layer, index):
             owner, _, last = name.rpartition(".")
             watched = f"{owner}.{READ_ALIKE.get(last, last)}"
-            if watched in sites or fmt is None:
+            if watched in sites:
                 continue
             module = layer.get_submodule(watched)
             sites[watched] = self._method.inputs(watched, module.weight.shape[1])
             handles.append(module.register_forward_pre_hook(_recorder(sites[watched])))
         experts = self._experts(layer)
-        if experts is not None:
+        routed = [0] * (experts.num_experts if experts is not None else 0)
+        if experts is not None and integer_codec(self._contract.routed):
             if experts.gain is not None:  # a packed file has no place for it but the matrix
                 experts.down_proj.mul_(experts.gain[:, None, None])
                 experts.gain.fill_(1)
@@ -139,9 +140,13 @@ class _Walker:
                 stack = getattr(experts, name)
                 for expert in range(experts.num_experts):
                     sites[f"mlp.experts.{name}.{expert}"] = self._method.inputs(name, stack.shape[-1])
-            experts.watch = _expert_recorder(sites)
+        if experts is not None:
+            experts.watch = _expert_recorder(sites, routed)
         try:
             yield sites
+            missed = [expert for expert, rows in enumerate(routed) if not rows]
+            if missed and any(routed):
+                self.walked.not_routed[index] = missed
         finally:
             for handle in handles:
                 handle.remove()
@@ -163,12 +168,12 @@ class _Walker:
             read = {name: sites[f"mlp.{name}"] for name in ("up_proj", "down_proj")}
             for name, integers in self._network(weights, read, fmt).items():
                 self._store((index, f"mlp.{name}"), weights[name], integers, fmt)
-        if (experts := self._experts(layer)) is not None:
+        if (experts := self._experts(layer)) is not None and integer_codec(self._contract.routed):
             self._quantize_experts(experts, index, sites)
 
     def to_nearest(self, place: Place, module: Any, fmt: WeightFormat) -> None:
         """Rounds the matrix of one module to nearest."""
-        self._store(place, module.weight, _nearest(module.weight, fmt), fmt)
+        self._store(place, module.weight, nearest(module.weight, fmt), fmt)
 
     def head(self, model: Any, hidden: Sequence[Tensor]) -> None:
         """Quantises a head that is not the embedding, by what the last layer gives."""
@@ -187,8 +192,7 @@ class _Walker:
             weights = {name: getattr(experts, name)[expert] for name in MATRICES}
             read = {name: sites[f"mlp.experts.{name}.{expert}"] for name in ("up_proj", "down_proj")}
             if not read["up_proj"].rows:
-                self.walked.not_routed.setdefault(index, []).append(expert)
-                quantized = {name: _nearest(weight, fmt) for name, weight in weights.items()}
+                quantized = {name: nearest(weight, fmt) for name, weight in weights.items()}
             else:
                 quantized = self._network(weights, read, fmt)
             for name, integers in quantized.items():
@@ -218,23 +222,21 @@ class _Walker:
         return found
 
     def _experts(self, layer: Any) -> FloatExperts | None:
-        if not integer_codec(self._contract.routed) or not isinstance(layer.mlp, MoteBlock):
-            return None
-        experts = layer.mlp.experts
+        experts = layer.mlp.experts if isinstance(layer.mlp, MoteBlock) else None
         return experts if isinstance(experts, FloatExperts) else None
-
-
-def _nearest(weight: Tensor, fmt: WeightFormat) -> IntegerWeight:
-    return round_to_nearest(weight, replace(fmt, scale="absmax"))
 
 
 def _recorder(inputs: Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     return lambda module, args: _record(inputs, args[0].detach().flatten(0, -2))
 
 
-def _expert_recorder(sites: Mapping[str, Inputs]) -> Callable[[str, Tensor, Sequence[int]], None]:
+def _expert_recorder(sites: Mapping[str, Inputs], routed: list[int]) -> Callable[[str, Tensor, Sequence[int]], None]:
+    """What `FloatExperts.watch` is to be; routed: tokens that each expert was given, counted on."""
+
     def record(name: str, x_RK: Tensor, offsets: Sequence[int]) -> None:
         for expert in range(len(offsets) - 1):
+            if name == "up_proj":
+                routed[expert] += offsets[expert + 1] - offsets[expert]
             if inputs := sites.get(f"mlp.experts.{name}.{expert}"):
                 _record(inputs, x_RK[offsets[expert] : offsets[expert + 1]])
 

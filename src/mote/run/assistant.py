@@ -4,20 +4,19 @@
     print(assistant.ask("cat.png", "What is this?"))
 
 What the engine runs, it runs; everything else is transformers' own model (`Assistant`), with packed layers on the
-native kernels where there are some. Both have one `ask`. The prompt is the one that training used
-(`mote.data.render`); `ask` is greedy, so an answer is reproducible.
+native kernels where there are some. Both have an `ask`, greedy and so reproducible, with the prompt that training used
+(`mote.data.render`); the engine's also samples and takes stop strings.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mote.checkpoint.resident import available_memory, loaded, memory_warning
+from mote.checkpoint.resident import loaded, warn_of_memory
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
@@ -111,10 +110,7 @@ def load(
         if isinstance(engine, Engine):
             return engine
         checkpoint = Checkpoint.open(root)
-        if said := memory_warning(
-            replace(loaded(checkpoint.tensors.values(), checkpoint.mote), libraries=0), available_memory(), str(root)
-        ):
-            warnings.warn(said, stacklevel=2)
+        warn_of_memory(loaded(checkpoint.tensors.values(), checkpoint.mote), str(root))
         if checkpoint.state != "upcycled":
             warnings.warn(f"{root}: runs in transformers, not in mote's engine: {engine}", stacklevel=2)
     model = open_model(root).to(chosen)

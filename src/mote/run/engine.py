@@ -14,15 +14,13 @@ or token by token:
 
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mote.checkpoint.resident import available_memory, memory_warning, resident
+from mote.checkpoint.resident import resident, warn_of_memory
 from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import Conversation
 from mote.errors import CheckpointError, EngineError, UnsupportedModelError
@@ -203,8 +201,7 @@ def open_engine(
 
 
 def _warn_of_memory(checkpoint: Checkpoint, kv: str, positions: int) -> None:
-    """One line where a short text and a picture would not fit in what is free now; nothing is refused, since other
-    programs may go, and the weights are the system's to drop."""
+    """A warning where a short text and a picture would not fit in what is free now."""
     from mote.model.precision import computes_in_bf16, device_of
 
     width = 2 if computes_in_bf16(device_of("cpu")) else 4
@@ -212,9 +209,7 @@ def _warn_of_memory(checkpoint: Checkpoint, kv: str, positions: int) -> None:
     needs = resident(
         *(checkpoint.tensors.values(), checkpoint.mote), context=context, kv=kv, tower_bytes_per_weight=width
     )
-    # The libraries are loaded already.
-    if said := memory_warning(replace(needs, libraries=0), available_memory(), str(checkpoint.root)):
-        warnings.warn(said, stacklevel=3)
+    warn_of_memory(needs, str(checkpoint.root), stacklevel=4)
 
 
 def _check_tokens(root: Path, processor: Any, rows: int, image: int | None) -> None:

@@ -11,6 +11,8 @@ is stored: integers that were rounded against another scale would not be the nea
 Shape suffixes: N rows, K columns, G = ceil(K / group) groups, M weights of a group, R rows at a time.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -50,6 +52,11 @@ def round_to_nearest(w_NK: Tensor, fmt: WeightFormat) -> IntegerWeight:
             f"weight of shape {tuple(w_NK.shape)} holds NaN or Inf; repair or retrain the checkpoint before packing it"
         )
     return IntegerWeight(q_NK, scale_NG, zero_NG)
+
+
+def nearest(w_NK: Tensor, fmt: WeightFormat) -> IntegerWeight:
+    """`round_to_nearest` on the grid of a format whose scales a method gives, where that leaves a matrix alone."""
+    return round_to_nearest(w_NK, replace(fmt, scale="absmax"))
 
 
 def _levels(w_RGM: Tensor, scale_RG: Tensor, zero_RG: Tensor | None, fmt: WeightFormat) -> Tensor:

@@ -11,7 +11,7 @@ Shape suffixes: N rows, K columns, F ffn width, H hidden, R input rows.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mote.compress.methods.libraries import library
 from mote.ternary.format import WeightFormat
 from mote.ternary.integers import IntegerWeight
-from mote.ternary.round_to_nearest import round_to_nearest
+from mote.ternary.round_to_nearest import nearest
 
 ROWS = 2048
 """Input rows that the search for a matrix's scales looks at; it multiplies each of them forty times."""
@@ -37,8 +37,8 @@ class Inputs:
         self.rows = 0
 
     def add(self, x_RK: Tensor) -> None:
-        """Takes its part of the inputs [R, K]."""
-        number = torch.arange(self.rows, self.rows + len(x_RK) + 1).mul(self._share).long()
+        """Takes its part of the inputs [R, K], the first of all in any case, for experts that see few."""
+        number = torch.arange(self.rows, self.rows + len(x_RK) + 1).mul(self._share).ceil().long()
         kept = number.diff().bool()
         if bool(kept.any()):
             self._kept.append(x_RK[kept].float())
@@ -61,7 +61,7 @@ class Awq:
 
     def quantize(self, w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
         """w_NK [N, K] rounded to nearest."""
-        return round_to_nearest(w_NK, replace(fmt, scale="absmax"))
+        return nearest(w_NK, fmt)
 
     def network(self, weights: dict[str, Tensor], inputs: dict[str, Inputs], fmt: WeightFormat) -> dict[str, Tensor]:
         """Moves scales between up and down."""

@@ -8,7 +8,6 @@ its scales are rounded to bf16 the moment they are chosen, so that it compensate
 Shape suffixes: N rows, K columns, G groups, R input rows.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,11 +45,8 @@ class Inputs:
         return found
 
 
-@dataclass(frozen=True)
 class Gptq:
-    """The method as `walk` takes it; ordered: see `quantize`."""
-
-    ordered: bool = True
+    """The method as `walk` takes it."""
 
     def inputs(self, name: str, cols: int) -> Inputs:
         """A record of the inputs of the matrix `name`."""
@@ -58,7 +54,7 @@ class Gptq:
 
     def quantize(self, w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
         """See `quantize`."""
-        return quantize(w_NK, inputs, fmt, ordered=self.ordered)
+        return quantize(w_NK, inputs, fmt)
 
     def network(self, weights: dict[str, Tensor], inputs: dict[str, Any], fmt: WeightFormat) -> dict[str, Tensor]:
         """The matrices as they are."""
@@ -66,11 +62,12 @@ class Gptq:
 
 
 @torch.no_grad()
-def quantize(w_NK: Tensor, inputs: Inputs, fmt: WeightFormat, *, ordered: bool = True) -> IntegerWeight:
+def quantize(w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
     """w_NK: [N, K], any float dtype. inputs: what the matrix read. fmt: an integer format, symmetric or not.
 
-    ordered: columns of large H_kk first, with the scales of all groups fixed beforehand ("activation order, static
-    groups"). Raises RecipeError without the library, FormatError for NaN, Inf, or inputs whose H has no factor.
+    Columns of large H_kk go first, with the scales of all groups fixed beforehand ("activation order, static groups"):
+    without, errors are a quarter larger at 4 bits (studies/LOG.md). Raises RecipeError without the library, FormatError
+    for NaN, Inf, or inputs whose H has no factor.
     """
     if not bool(torch.isfinite(w_NK).all()):
         raise FormatError(f"weight of shape {tuple(w_NK.shape)} holds NaN or Inf; repair the checkpoint first")
@@ -79,7 +76,7 @@ def quantize(w_NK: Tensor, inputs: Inputs, fmt: WeightFormat, *, ordered: bool =
     w_NK[:, inputs.hessian().diagonal() == 0] = 0
     codec = CODECS[integer_codec(fmt) or ""]
     quantizer = _quantizer(fmt, low=codec.low, high=codec.high)
-    scale_NG, zero_NG, q_NK = _run(w_NK, inputs, quantizer, fmt, ordered=ordered)
+    scale_NG, zero_NG, q_NK = _run(w_NK, inputs, quantizer, fmt.group)
     expand = {"repeats": fmt.group, "dim": 1}
     signed_NK = (q_NK / scale_NG.repeat_interleave(**expand)[:, : w_NK.shape[1]]).round_()
     if fmt.symmetric:
@@ -88,27 +85,24 @@ def quantize(w_NK: Tensor, inputs: Inputs, fmt: WeightFormat, *, ordered: bool =
     return given_integers(codes_NK.to(torch.int16), scale_NG, zero_NG, fmt)
 
 
-def _run(
-    w_NK: Tensor, inputs: Inputs, quantizer: Any, fmt: WeightFormat, *, ordered: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _run(w_NK: Tensor, inputs: Inputs, quantizer: Any, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """(scales, zero points [N, G], dequantised weights [N, K])."""
     for step in range(DAMP_STEPS):
         gptq = library("gptq").GPTQ(inputs._linear, w_NK, "cpu")
         gptq.H, gptq.quantizer = inputs.hessian().clone(), quantizer
         try:
-            scale, _, zero, q_NK = gptq.fasterquant(
+            *_, q_NK = gptq.fasterquant(
                 w_NK.clone(),
                 blocksize=128,
                 percdamp=DAMP * 10**step,
-                groupsize=fmt.group,
-                act_order=ordered,
-                static_groups=ordered,
+                groupsize=group,
+                act_order=True,
+                static_groups=True,
             )
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             continue
-        if ordered:  # then it returns the last group's only
-            scale, zero = _static_groups(w_NK, quantizer, fmt.group)
-        return scale, zero, q_NK
+        # Of scales and zero points it returns the last group's only.
+        return *_static_groups(w_NK, quantizer, group), q_NK
     raise FormatError("the inputs of calibration are too few or too alike for gptq; raise --samples")
 
 

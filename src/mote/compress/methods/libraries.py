@@ -13,14 +13,15 @@ DISTRIBUTION = "neural-compressor"
 """What the algorithms come from. The obvious `hqq` and `torchao` are imported by transformers, wherever they are
 installed, whenever it loads a model: seconds for each command, and warnings on the way."""
 PACKAGE = "neural_compressor.torch.algorithms.weight_only"
-MODULES = {"hqq": "hqq", "gptq": "gptq", "awq": "awq"}
+METHODS = ("hqq", "gptq", "awq")
+"""Those that are the library's."""
 INSTALL = 'pip install "mote-lmm[quantize]"'
 
 
 def library(method: str, module: str = "") -> Any:
     """The library's module of `method`, or another one beside it. Raises RecipeError, saying what to install, where it
     cannot be imported."""
-    place = MODULES[method] if not module else f"hqq.{module}" if method == "hqq" else module
+    place = f"hqq.{module}" if method == "hqq" and module else module or method
     try:
         with _quiet():
             found = import_module(f"{PACKAGE}.{place}")
@@ -35,7 +36,7 @@ def library(method: str, module: str = "") -> Any:
 
 def version(method: str) -> str:
     """ "neural-compressor 3.10" of the library behind `method`, "" for one without a library."""
-    return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}" if method in MODULES else ""
+    return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}" if method in METHODS else ""
 
 
 @contextmanager
