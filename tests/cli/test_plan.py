@@ -77,16 +77,43 @@ def test_bad_input_is_one_line(options: list[str], said: str, capsys: pytest.Cap
 
 
 def test_info_says_what_the_plan_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
-    assert run(["plan", "--model", str(checkpoint), "--kind", "dense", "--context", "128", "--json"]) == 0
+    assert run(["plan", "--model", str(checkpoint), "--kind", "dense", "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert run(["info", str(checkpoint), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     for key in ("paper_gib", "ffn_bytes"):
         assert found[key] == planned[key]
     assert found["file_bytes"] == pytest.approx(planned["file_bytes"], rel=0.01)
-    assert found["resident"]["weights"] == planned["resident"]["weights"]
+    assert (found["context"], found["resident"]) == (planned["context"], planned["resident"])
     assert run(["info", str(checkpoint)]) == 0
-    assert "in the paper's accounting" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "in the paper's accounting" in said.out
+    assert said.err == ""
+
+
+def test_info_warns_of_what_does_not_fit(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mote.checkpoint.resident.available_memory", lambda: 1 << 20)
+    assert run(["info", str(checkpoint), "--json"]) == 0
+    said = capsys.readouterr()
+    json.loads(said.out)
+    assert "0.00 GiB are free" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_the_page_shows_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.findall(
+        r"^```\n\$ mote (plan [^\n]*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert shown
+    for command, printed in shown:
+        failed = run(command.split())
+        said = capsys.readouterr()
+        if failed:  # one line, which the page wraps
+            assert said.err.split() == printed.split(), command
+        else:
+            assert said.out == printed, command
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "fit-a-budget.md"

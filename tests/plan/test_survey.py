@@ -86,6 +86,11 @@ def test_accuracies_stand_beside_the_plan_that_was_measured_only() -> None:
     assert measured(skeleton, dense, reports)[0].value == report["accuracy"]["dense"]["average"]["value"]
     for other in (Choice(experts=3), Choice(shared="int4"), Choice(codec="2bit"), Choice(head="int8")):
         assert not measured(skeleton, measure(skeleton, other), reports)
+    assert not measured(skeleton, measure(skeleton, Choice(layers=(0, 2, 4))), reports)
+    for vision in ("none", "siglip-base-224"):
+        other = open_skeleton("smollm2-135m", vision=vision)
+        assert not measured(other, measure(other, Choice()), reports)
+        assert not measured(other, measure(other, Choice(kind="dense", experts=0)), reports)
     bigger = open_skeleton("qwen2.5-0.5b")
     assert not measured(bigger, measure(bigger, Choice()), reports)
 

@@ -9,11 +9,10 @@ from mote.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
     from mote.checkpoint.contract import MoteConfig
+    from mote.checkpoint.resident import Resident
     from mote.checkpoint.shards import Checkpoint
     from mote.ternary.format import WeightFormat
 
-CONTEXT = 2048
-"""Tokens whose keys and values are counted into the memory."""
 EXAMPLE = "mote info runs/small/packed"
 
 
@@ -32,16 +31,41 @@ def run(
 def print_summary(root: Path, *, as_json: bool) -> None:
     """Prints what `mote info` prints; the verbs that write a checkpoint end with it."""
     from mote.checkpoint.accounting import describe
-    from mote.checkpoint.resident import resident
+    from mote.checkpoint.resident import available_memory, memory_warning
     from mote.checkpoint.shards import Checkpoint
+    from mote.cli.failures import say
     from mote.cli.output import emit
 
     checkpoint = Checkpoint.open(root)
     described = describe(checkpoint)
     if "paper_gib" in described and checkpoint.state != "upcycled":  # what the engine runs
-        needs = resident(checkpoint.tensors.values(), checkpoint.mote, context=CONTEXT)
-        described |= {"context": CONTEXT, "resident_bytes": needs.total, "resident": needs.to_dict()}
+        needs, context = _needs(checkpoint)
+        described |= {"context": context, "resident_bytes": needs.total, "resident": needs.to_dict()}
+        warning = memory_warning(needs, available_memory(), str(root))
+    else:
+        warning = ""
     emit(described, as_json=as_json, lines=_lines(checkpoint, described))
+    if warning:
+        say(warning)
+
+
+def _needs(checkpoint: "Checkpoint") -> "tuple[Resident, int]":
+    """What the engine takes for a text and a picture, as `mote plan` counts it, and the tokens of that text."""
+    from mote.checkpoint.resident import resident
+    from mote.plan.devices import this_has_bf16
+    from mote.plan.measure import CONTEXT
+    from mote.plan.skeleton import of_checkpoint
+
+    image_tokens, positions = of_checkpoint(checkpoint)
+    context = min(CONTEXT, positions or CONTEXT)
+    needs = resident(
+        *(checkpoint.tensors.values(), checkpoint.mote),
+        context=context,
+        image_tokens=image_tokens,
+        tower_bytes_per_weight=2 if this_has_bf16() else 4,
+        eyes=image_tokens > 0,
+    )
+    return needs, context
 
 
 def _lines(checkpoint: "Checkpoint", described: dict[str, Any]) -> list[str]:

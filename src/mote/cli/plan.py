@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from mote.plan.survey import Survey
 
 EXAMPLE = "mote plan --model qwen2.5-3b --experts 4 --shared int4 --budget 3.4GiB"
-CONTEXT = 2048
-"""Tokens, where the model has as many positions."""
-
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME|PATH", help="Known name, config.json, checkpoint, or hub id.")
 ]
@@ -89,7 +86,7 @@ def run(
     that are worth it and what else the same bytes buy.
     """
     from mote.plan.choice import Choice
-    from mote.plan.measure import Use
+    from mote.plan.measure import CONTEXT, Use
     from mote.plan.skeleton import open_skeleton
     from mote.plan.survey import survey
 

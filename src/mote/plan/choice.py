@@ -118,8 +118,11 @@ class Choice:
         )
 
     def title(self) -> str:
-        """ "4 x 1.6 bit + shared int4", in the words of the tables."""
+        """ "4 x 1.6 bit + shared int4", in the words of the tables; what differs from the usual way comes last."""
         rest = "".join(f", {name} {value}" for name in OUTSIDE if (value := getattr(self, name)) != "none")
+        if any(getattr(self, name) != "none" for name in ("shared", *OUTSIDE)) or self.experts_format in STORAGES[1:]:
+            rest += f", group {self.group}" * (self.group != 64) + ", zero points" * (not self.symmetric)
+        rest += f", in {len(self.layers)} layers" * bool(self.layers)
         if self.kind == "dense":
             return f"dense {storage_title(self.shared)}{rest}"
         routed = {"base3": "1.6 bit", "2bit": "2 bit"}[self.codec]

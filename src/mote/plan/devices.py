@@ -16,6 +16,7 @@ from mote.plan.measure import Plan
 THIS = "this"
 _READ_BYTES = 1 << 27
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+"""Features of a processor that computes in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +83,19 @@ def _this() -> Device:
     memory, free = total_memory(), available_memory()
     if memory is None:
         raise PlanError("device 'this': this system does not tell its memory; name a device or a --budget")
-    features = set(environment["cpu"]["features"])
     return Device(
         name=THIS,
         memory=memory,
         free=memory if free is None else free,
         bandwidth=read_bandwidth(),
-        bf16=bool(features & _BF16),
+        bf16=this_has_bf16(),
         note=f"{environment['cpu']['model']}, {environment['cores']} cores; memory and read bandwidth as found now",
     )
+
+
+def this_has_bf16() -> bool:
+    """Whether the processor of this machine computes in bf16."""
+    return not _BF16.isdisjoint(record_environment()["cpu"]["features"])
 
 
 def read_bandwidth() -> float:

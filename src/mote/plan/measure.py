@@ -16,6 +16,8 @@ from mote.plan.skeleton import Skeleton
 
 On = Literal["paper", "ffn", "file", "resident"]
 KINDS: tuple[On, ...] = get_args(On)
+CONTEXT = 2048
+"""Tokens of a text unless another number is asked for, where the model has as many positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class Use:
     needs eyes. kv: numbers of the cache. bf16: whether the processor computes in bf16.
     """
 
-    context: int = 2048
+    context: int = CONTEXT
     images: int = 1
     kv: str = "bf16"
     bf16: bool = True
@@ -91,7 +93,9 @@ class Plan:
             "top_k": choice.top_k,
             "experts_format": choice.experts_format,
             "codec": choice.codec if choice.experts_format == "ternary" and choice.experts else None,
+            "layers": list(choice.layers) or None,
             **formats,
+            "symmetric": choice.symmetric,
             "paper_gib": self.paper_gib,
             "ffn_bytes": self.ffn_bytes,
             "file_bytes": self.file_bytes,

@@ -100,6 +100,15 @@ def image_tokens(config: Mapping[str, Any], image_size: int = 0) -> int:
     return int(side // patch) ** 2 + (class_token and config.get("vision_feature_select_strategy") == "full")
 
 
+def of_checkpoint(checkpoint: Checkpoint) -> tuple[int, int]:
+    """(tokens of one picture, 0 without eyes; the longest text, 0 if not stated), as a checkpoint's files say."""
+    config = checkpoint.config
+    text = config.get("text_config") or config
+    kind = config.get("base_model_type") or config.get("model_type")
+    tokens = image_tokens({**config, "model_type": kind}, _picture_size(checkpoint.root))
+    return tokens, int(text.get("max_position_embeddings") or 0)
+
+
 def _of_path(path: Path, vision: str | None, image_size: int) -> Skeleton:
     if path.is_file():
         return _of_config_file(path, str(path), vision, image_size)

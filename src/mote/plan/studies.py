@@ -1,19 +1,22 @@
 """Accuracies that were measured, beside plans of the same shape and format: `studies/*/report.json`.
 
-A report names no model, but what its dense networks take in BF16 is one number for H F L; with the experts' number and
-formats that says which plan was measured. Nothing is interpolated.
+A report names no model, but its checkpoint has a size: a plan was measured where the same number of experts in the same
+formats, in all layers, makes a file of that size, eyes included. Nothing is interpolated.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mote.checkpoint.accounting import ffn_bytes
 from mote.checkpoint.contract import OUTSIDE
-from mote.plan.measure import Plan
+from mote.plan.choice import CODECS, Choice
+from mote.plan.measure import Plan, Use, count
 from mote.plan.skeleton import Skeleton
+
+TOLERANCE = 0.01
+"""Of a file's size: pictures of other sides change a tower's table of positions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,7 @@ def read_studies(folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             report["accuracy"]["packed"]["average"]["value"], report["provenance"]["mixture"]["num_experts"]
-            report["bytes"]["dense_ffn"], report["provenance"]["split"]
+            report["bytes"]["checkpoint"], report["provenance"]["split"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
         found.append((f"{path.parent.name}/{path.name}", report))
@@ -45,21 +48,19 @@ def read_studies(folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
 def measured(skeleton: Skeleton, plan: Plan, reports: list[tuple[str, Mapping[str, Any]]]) -> list[Measured]:
     """What the reports say of exactly this plan: the packed model's, or for a dense one in BF16 the dense model's."""
     choice, found = plan.choice, []
-    size = ffn_bytes(skeleton.hidden_size, skeleton.ffn_size, skeleton.layers)
-    plain = all(getattr(choice, name) == "none" for name in ("shared", *OUTSIDE))
+    if choice.layers or any(getattr(choice, name) != "none" for name in ("shared", *OUTSIDE)):
+        return []
     for source, report in reports:
         mixture = report["provenance"]["mixture"]
-        if report["bytes"]["dense_ffn"] != size or not plain:
+        if mixture.get("shared", {}).get("quantizer", "none") != "none" or mixture.get("codec") not in CODECS:
+            continue
+        packed = Choice(experts=mixture["num_experts"], codec=mixture["codec"])
+        size = count(skeleton, packed, "file", Use())
+        if abs(size - report["bytes"]["checkpoint"]) > TOLERANCE * size:
             continue
         if choice.kind == "dense":
             series = "dense"
-        elif (
-            choice.kind == "mote"
-            and choice.experts_format == "ternary"
-            and mixture["num_experts"] == choice.experts
-            and mixture.get("codec") == choice.codec
-            and mixture.get("shared", {}).get("quantizer", "none") == "none"
-        ):
+        elif replace(choice, group=packed.group, symmetric=packed.symmetric) == packed:
             series = "packed"
         else:
             continue
