@@ -1,5 +1,6 @@
 """The command line. Each verb parses, calls one function, prints; nothing heavy is imported before a verb runs."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # before or after the verb, where `run` does not see it
         print("interrupted", file=sys.stderr)
         code = 130
+    # Python ends by looking for garbage among all that was imported, a second's work with torch and transformers.
+    gc.freeze()
     sys.exit(code)
 
 

@@ -1,7 +1,10 @@
 """`mote ask`: one question about one picture, the answer as it comes."""
 
+import gc
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,11 +37,12 @@ def run(
     started, begun = _seconds_since_start(), time.perf_counter()
     import json
 
-    from mote.run.assistant import load
-    from mote.run.engine import Engine
+    with _no_garbage():
+        from mote.run.assistant import load
+        from mote.run.engine import Engine
 
-    imported = time.perf_counter()
-    assistant = load(checkpoint, threads=threads, features=features)
+        imported = time.perf_counter()
+        assistant = load(checkpoint, threads=threads, features=features)
     opened = time.perf_counter()
     stream = None if as_json else lambda text: print(text, end="", flush=True)
     options: dict[str, Any] = {"stream": stream, "max_new_tokens": max_tokens}
@@ -60,6 +64,17 @@ def run(
 
         parts = ", ".join(f"{name.replace('_', ' ')} {value:.2f} s" for name, value in seconds.items())
         say(f"{parts}; {sum(seconds.values()):.2f} s from command to last word")
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Imports without looking for garbage, of which there is none yet: a quarter faster."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # nor will there be later
+        gc.enable()
 
 
 def _seconds_since_start() -> float:
