@@ -17,7 +17,6 @@
 namespace mote {
 namespace {
 
-constexpr int64_t kSerialTokens = 8;      // below this, loops over tokens stay on the caller
 constexpr int64_t kAttentionTokens = 16;  // of one task
 constexpr int64_t kMaxTokens = int64_t{1} << 24;
 

@@ -12,8 +12,6 @@
 namespace mote {
 namespace {
 
-constexpr int64_t kSerialTokens = 8;  // below this, loops over tokens stay on the caller
-
 int check_expert(const Expert &expert, int64_t hidden, int64_t width, int64_t layer, const char *which) {
   const bool fits = expert.gate.w->rows == width && expert.gate.w->cols == hidden && expert.up.w->rows == width &&
                     expert.up.w->cols == hidden && expert.down.w->rows == hidden && expert.down.w->cols == width;

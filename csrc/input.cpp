@@ -1,4 +1,4 @@
-// The integer forms of activations: quantised once per token (ternary), or per token and scale group (int4, int8).
+// The integer forms of activations: quantised once per token (ternary), or per token and scale group (integers).
 //
 // Rows of a form are followed by zeros as far as any k-group reaches, so that kernels read whole k-groups in place.
 // Grouped ternary matrices read the integers of the token form with sums of their own; where a scale group does not

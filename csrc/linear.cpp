@@ -1,7 +1,7 @@
 // Products of matrices of every format with activations, all of one call in one parallel region.
 //
-// Work is cut into (matrix, block of tokens, 64 rows), or for one token (matrix, neighbouring runs of 64 rows). Ternary kernels return sum digit * x with digits 0..2; taking the
-// sum of x away leaves sum weight * x. Legend: N rows, K cols, T tokens, G scale groups, R the 64 rows of a strip.
+// Work is cut into (matrix, block of tokens, 64 rows), or for one token (matrix, neighbouring runs of 64 rows). Ternary
+// kernels return sum digit * x with digits 0..2; taking the sum of x away leaves sum weight * x. Legend: N rows, K cols, T tokens, G scale groups, R the 64 rows of a strip.
 #include "linear.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ constexpr int64_t kTokenTile = 6;  // tokens that the kernels multiply together
 static_assert(kTokenBlock % kTokenTile == 0, "blocks are rounded up to whole tiles");
 // Weights are fetched well ahead of where they are read: a thread that decodes should read on where it has been.
 constexpr int64_t kRunBytes = 128 << 10;
-// Waking a thread costs about as much as a million products: the smallest matrices of one token stay on the caller.
+// Waking a thread costs about as much as two million products: the smallest matrices of one token stay on the caller.
 constexpr double kThreadCost = 2 << 20;
 
 struct Job {

@@ -1,8 +1,10 @@
 /* The only door to libmote: plain C, no torch, no Python.
  *
- * Ternary matrices W (rows N = outputs, columns K = inputs, values -1, 0, 1) lie packed in strips of 64 rows, in the
- * order of docs/reference/packed-format.md, which is also the order on disk. Activations are int8 with one fp32 scale
- * a token. All products accumulate exactly in int32, so every ISA and any number of threads gives the same bits.
+ * Matrices W (rows N = outputs, columns K = inputs) of ternary weights or of integers of 2 to 8 bits lie packed in strips
+ * of 64 rows, in the order of docs/reference/packed-format.md, which is also the order on disk. Activations are int8 with
+ * one fp32 scale a token (ternary) or a token and scale group (integers); their products accumulate exactly in int32, so
+ * every ISA and any number of threads gives the same bits. BF16 and fp32 matrices lie row by row and are multiplied in
+ * fp32, in one order of sums on every ISA.
  *
  * Every call returns a status and checks its sizes before it reads or writes memory; mote_last_error() then says in
  * one line what was wrong (per thread, valid until that thread's next failing call). Pointers need no alignment beyond

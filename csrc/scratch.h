@@ -29,6 +29,8 @@ class Buffer {
   int64_t size_ = 0;
 };
 
+constexpr int64_t kSerialTokens = 8;  // below this, loops over tokens stay on the caller
+
 // work(i) for i in [0, tasks) on the pool. Fewer than `serial` tasks are not worth waking a thread.
 template <class Work>
 void each(int32_t threads, int64_t tasks, int64_t serial, const Work &work) {

@@ -1,4 +1,4 @@
-// Where a scale group of an int4 or int8 strip lies; for files compiled for different ISAs, hence static.
+// Where a scale group of a strip of integers lies; for files compiled for different ISAs, hence static.
 #pragma once
 #include <algorithm>
 

@@ -85,16 +85,18 @@ def test_scaled_rotary_positions(tiny: Any, tmp_path: Any, kind: str) -> None:
     assert close(all_logits(decoding(tmp_path / "m"), IDS), plain_logits(tmp_path / "m", IDS), 1e-5)
 
 
-def test_norms_over_heads(tmp_path: Any) -> None:
-    """Another family is a row of the table: Qwen3, whose queries and keys are normed head by head."""
+@pytest.mark.parametrize("family", ["Qwen3", "Mistral"])
+def test_other_families_are_rows_of_the_table(family: str, tmp_path: Any) -> None:
+    """Qwen3 norms queries and keys head by head; Mistral, without its sliding window, is Llama by another name."""
     import transformers as tf
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99, "head_dim": 16}
-    model = tf.Qwen3ForCausalLM(tf.Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
-    for layer in model.model.layers:
-        torch.nn.init.normal_(layer.self_attn.q_norm.weight, 1.0, 0.3)
-        torch.nn.init.normal_(layer.self_attn.k_norm.weight, 1.0, 0.3)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99}
+    sizes |= {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None}
+    model = getattr(tf, f"{family}ForCausalLM")(getattr(tf, f"{family}Config")(**sizes)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.normal_(parameter, 1.0, 0.3)
     model.save_pretrained(tmp_path / "m")
     assert close(all_logits(decoding(tmp_path / "m"), IDS), plain_logits(tmp_path / "m", IDS), 1e-5)
 

@@ -22,7 +22,7 @@ Integers = NDArray[np.int64]
 
 
 def embedding_rows(matrix: Matrix, rows: Integers) -> Floats:
-    """Rows of int4, int8, bf16 or f32 weights as fp32 [n, K]. Raises NativeError for a row that is not there."""
+    """Rows of integer, bf16 or f32 weights as fp32 [n, K]. Raises NativeError for a row that is not there."""
     rows = np.ascontiguousarray(rows, dtype=np.int64)
     out = np.empty((rows.size, matrix.cols), dtype=np.float32)
     check(library().mote_rows_f32(ctypes.byref(matrix), rows.ctypes.data, rows.size, out.ctypes.data, matrix.cols))

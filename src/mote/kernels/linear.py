@@ -42,7 +42,7 @@ def pack(q_NK: Tensor, codec_name: str, group: int = 0) -> Tensor:
 
 
 def unpack(packed: Tensor, codec_name: str, rows: int, cols: int, group: int = 0) -> Tensor:
-    """uint8 [S, KG, 256] -> int8 [N, K]. Raises NativeError on bytes that no packing writes."""
+    """uint8 [S, KG, 256 or 768] -> int8 [N, K]. Raises NativeError on bytes that no packing writes."""
     w = matrix(packed, codec_name, rows, cols, group)
     q_NK = torch.empty((rows, cols), dtype=torch.int8)
     check(library().mote_unpack(ctypes.byref(w), q_NK.data_ptr(), cols))
