@@ -307,6 +307,13 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def filled(page: str, report: Mapping[str, Any]) -> str:
+    """The page with the report's tables."""
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n\n{tables(report)}\n\n{END}{after}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/small"))
@@ -332,10 +339,7 @@ def main() -> None:
         save(a.out, {}, in_order(list(found.values())), settings=settings)
     report = json.loads(a.out.read_text())
     draw(report, PICTURE)
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(report)}\n\n{END}{after}")
+    PAGE.write_text(filled(PAGE.read_text(), report))
     print(PAGE, PICTURE)
 
 

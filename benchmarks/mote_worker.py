@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks.worker import serve
+from mote.checkpoint.resident import KV_TOKENS
 from mote.checkpoint.shards import Checkpoint
 from mote.kernels.abi import PARTS
 from mote.kernels.library import info
@@ -46,7 +47,7 @@ class Mote:
         return int(self._engine.step([self._sequence])[0].argmax())
 
     def facts(self) -> dict[str, Any]:
-        blocks = self._engine.pool.size * -(-self._longest // 32)
+        blocks = self._engine.pool.size * -(-self._longest // KV_TOKENS)
         nanoseconds = dict(zip(PARTS, map(int, self._engine.nanoseconds), strict=True))
         return {
             "weight_bytes": self._engine.weights.bytes,

@@ -174,16 +174,21 @@ def real_part(report: Row) -> str:
 PARTS = {"kernels": kernels_part, "engine": engine_part, "real": real_part, "demo": demo_part, "ask": ask_part}
 
 
+def page(results: Path) -> str:
+    """The page, of the reports that are there."""
+    paths = {name: results / f"{name}.json" for name in PARTS}
+    reports = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    parts = [HEAD, goals_part(reports)]
+    parts += [part(reports[name]) for name, part in PARTS.items() if name in reports]
+    return "\n".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=OUT)
     a = parser.parse_args()
-    paths = {name: a.results / f"{name}.json" for name in PARTS}
-    reports = {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-    parts = [HEAD, goals_part(reports)]
-    parts += [part(reports[name]) for name, part in PARTS.items() if name in reports]
-    a.out.write_text("\n".join(parts))
+    a.out.write_text(page(a.results))
     print(a.out)
 
 

@@ -1,13 +1,15 @@
 """The benchmarks' page says what the reports say: medians, ratios, who lost, which goal was reached."""
 
+import json
 from typing import Any
 
 import pytest
 
+from benchmarks.budget import PAGE, filled
 from benchmarks.engine import Plan, sides, title
 from benchmarks.goals import GOALS, matching, verdicts
-from benchmarks.page import demo_part, engine_part, kernels_part
-from benchmarks.report import alternate, compare, rates, summary
+from benchmarks.page import OUT, demo_part, engine_part, kernels_part, page
+from benchmarks.report import RESULTS, alternate, compare, rates, summary
 
 
 def row(peer: str, ratio: float, **fields: Any) -> dict[str, Any]:
@@ -105,3 +107,10 @@ def test_the_first_codec_and_type_go_with_every_number_of_experts() -> None:
     ]
     plan = Plan(shape="1.5b", threads=2, prompts=(64,), decode=24, rounds=2)
     assert title(plan, sides("1.5b", [4, 16], ["base3"], [])) == "1.5b, 2 threads: dense, 4 and 16 experts"
+
+
+def test_the_pages_are_what_the_reports_give() -> None:
+    """python -m benchmarks.page, python -m benchmarks.budget --draw"""
+    assert OUT.read_text(encoding="utf-8") == page(RESULTS)
+    budgets = PAGE.read_text(encoding="utf-8")
+    assert budgets == filled(budgets, json.loads((RESULTS / "budget.json").read_text(encoding="utf-8")))
