@@ -66,11 +66,12 @@ $(LLAMA)/.installed: tests/export/requirements.txt
 demo: $(INSTALLED)
 	$(BIN)/mote pipeline recipes/small.yaml --out runs/small
 
-# Hours, on a machine with nothing else to do; of the demo's model only where `make demo` has made it.
+# Hours and about 100 GB, on a machine with nothing else to do; of the demo's model only where `make demo` has made it.
 bench: $(INSTALLED) $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.kernels --shape 0.5b 1.5b 3b --threads 1 2 --peers $(PEERS)
-	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b 3b --experts 4 16 --codec base3 2bit \
+	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 16 --codec base3 2bit \
 	  --expert-type TQ2_0 TQ1_0 Q4_0 --threads 1 2 --peers $(PEERS)
+	$(BIN)/python -m benchmarks.engine --shape 3b --experts 4 16 --threads 1 2 --peers $(PEERS) --keep
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 64 --only "mote 4 base3" "mote 64 base3" \
 	  --peers $(PEERS) --keep
 	$(BIN)/python -m benchmarks.real --peers $(PEERS)

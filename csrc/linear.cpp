@@ -1,7 +1,8 @@
 // Products of matrices of every format with activations, all of one call in one parallel region.
 //
 // Work is cut into (matrix, block of tokens, 64 rows), or for one token (matrix, neighbouring runs of 64 rows). Ternary
-// kernels return sum digit * x with digits 0..2; taking the sum of x away leaves sum weight * x. Legend: N rows, K cols, T tokens, G scale groups, R the 64 rows of a strip.
+// kernels return sum digit * x with digits 0..2; taking the sum of x away leaves sum weight * x. Legend: N rows, K cols,
+// T tokens, G scale groups, R the 64 rows of a strip.
 #include "linear.h"
 
 #include <algorithm>

@@ -31,6 +31,8 @@ read. Measured with Python 3.11, torch 2.13 (CPU) and transformers 5.23 on x86-6
 repeats it. 225 MiB of it are the imports of the engine; a tokenizer of 150,000 tokens adds some tens of MiB."""
 KV_TOKENS = 32
 """Tokens of one block of the cache; MOTE_KV_TOKENS of csrc/mote.h."""
+CONTEXT = 2048
+"""Tokens of a text unless another number is asked for, where the model has as many positions."""
 CHUNK = 256
 """Tokens of one native call; `mote.run.decoding.CHUNK`."""
 NUMBER_BYTES = {"bf16": 2, "f32": 4}

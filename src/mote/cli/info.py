@@ -37,13 +37,11 @@ def print_summary(root: Path, *, as_json: bool) -> None:
     from mote.cli.output import emit
 
     checkpoint = Checkpoint.open(root)
-    described = describe(checkpoint)
+    described, warning = describe(checkpoint), ""
     if "paper_gib" in described and checkpoint.state != "upcycled":  # what the engine runs
         needs, context = _needs(checkpoint)
         described |= {"context": context, "resident_bytes": needs.total, "resident": needs.to_dict()}
         warning = memory_warning(needs, available_memory(), str(root))
-    else:
-        warning = ""
     emit(described, as_json=as_json, lines=_lines(checkpoint, described))
     if warning:
         say(warning)
@@ -51,9 +49,8 @@ def print_summary(root: Path, *, as_json: bool) -> None:
 
 def _needs(checkpoint: "Checkpoint") -> "tuple[Resident, int]":
     """What the engine takes for a text and a picture, as `mote plan` counts it, and the tokens of that text."""
-    from mote.checkpoint.resident import resident
+    from mote.checkpoint.resident import CONTEXT, resident
     from mote.plan.devices import this_has_bf16
-    from mote.plan.measure import CONTEXT
     from mote.plan.skeleton import of_checkpoint
 
     image_tokens, positions = of_checkpoint(checkpoint)

@@ -85,8 +85,9 @@ def run(
     Feed-forward bytes in the paper's accounting, true bytes of the files, memory in use; and, with a budget, the plans
     that are worth it and what else the same bytes buy.
     """
+    from mote.checkpoint.resident import CONTEXT
     from mote.plan.choice import Choice
-    from mote.plan.measure import CONTEXT, Use
+    from mote.plan.measure import Use
     from mote.plan.skeleton import open_skeleton
     from mote.plan.survey import survey
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mote.errors import FormatError, UnsupportedModelError
 from mote.export.config import GgufConfig
-from mote.export.decoder import MATRICES, Decoder, open_decoder
+from mote.export.decoder import SWIGLU, Decoder, open_decoder
 from mote.export.fit import Choices, write
 from mote.export.ggml import TYPES, Bytes, GgmlType
 from mote.export.matrices import Integers, Matrix, Stored
@@ -133,7 +133,7 @@ class Plan:
                     self._floats(f"{name}.bias", f"{module}.bias", (stored.rows,), order)
             router = (decoder.mote.num_experts, decoder.hidden)
             self._floats(f"{block}ffn_gate_inp.weight", f"{prefix}mlp.router.weight", router)
-            for short in MATRICES:
+            for short in SWIGLU:
                 rows, cols = decoder.size(short)
                 module = f"{prefix}mlp.{short}_proj"
                 self._matrix(f"{block}ffn_{short}_shexp", module, decoder.matrices.stored(module, rows, cols), "shared")

@@ -29,8 +29,8 @@ LAYER = re.compile(
     r"|self_attn\.rotary_emb\.inv_freq"  # a constant that old checkpoints keep
 )
 """Names inside a decoder layer that every export knows."""
-MATRICES = ("gate", "up", "down")
-"""Of a network, as llama.cpp and we abbreviate them."""
+SWIGLU = ("gate", "up", "down")
+"""The matrices of a network, without the "_proj" of their names."""
 HEADS = ("lm_head", "language_model.lm_head", "model.lm_head")
 
 

@@ -36,8 +36,8 @@ FP16_ERROR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class GgmlType:
-    """One format. block: weights, nbytes: bytes of one block; low, high: integers that it holds
-    (0, 0 for floats); join: int8 [N, B, block] and fp16 [N, B] to uint8 [N, B, nbytes]."""
+    """One format. block: weights, nbytes: bytes of one block; low, high: integers that it holds (0, 0 for floats);
+    join: int8 [N, B, block] and fp16 [N, B] to uint8 [N, B, nbytes]."""
 
     name: str
     block: int

@@ -24,7 +24,7 @@ from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.writer import CARRIED, DEFAULT_SHARD_BYTES, write_checkpoint
 from mote.errors import UnsupportedModelError
 from mote.export.config import HfConfig
-from mote.export.decoder import MATRICES, Decoder, open_decoder
+from mote.export.decoder import SWIGLU, Decoder, open_decoder
 from mote.export.matrices import Integers, Matrix
 
 SHARED_GATE = 1e-6
@@ -136,7 +136,7 @@ class _Plan:
                 if f"{module}.bias" in decoder.checkpoint.tensors:
                     self._floats(f"{name}.bias", f"{module}.bias")
             mixed = decoder.mixed(layer)
-            for short in MATRICES:
+            for short in SWIGLU:
                 shared = f"{stock}mlp.{'shared_expert.' if mixed else ''}{short}_proj.weight"
                 factor = 2.0 if mixed and short == "down" else 1.0
                 self._matrix(shared, f"{prefix}mlp.{short}_proj", *decoder.size(short), factor)
@@ -148,7 +148,7 @@ class _Plan:
         self._floats(f"{stock}gate.weight", f"{prefix}router.weight")
         gate = torch.full((1, decoder.hidden), SHARED_GATE)
         self._add(f"{stock}shared_expert_gate.weight", (1, decoder.hidden), lambda: gate)
-        for short in MATRICES:
+        for short in SWIGLU:
             rows, cols = decoder.size(short)
             stack = f"{prefix}experts.{short}_proj"
             stored = decoder.matrices.stored_expert(stack, rows, cols)

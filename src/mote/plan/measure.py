@@ -8,7 +8,7 @@ from mote.checkpoint.accounting import GIB, component_bytes, nominal_bits, paper
 from mote.checkpoint.contract import OUTSIDE, MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.planned import planned_tensors, with_sizes
-from mote.checkpoint.resident import Resident, cache_bytes, resident, token_bytes
+from mote.checkpoint.resident import CONTEXT, Resident, cache_bytes, resident, token_bytes
 from mote.checkpoint.writer import planned_files
 from mote.errors import MoteError, PlanError
 from mote.plan.choice import Choice, storage_bits
@@ -16,8 +16,6 @@ from mote.plan.skeleton import Skeleton
 
 On = Literal["paper", "ffn", "file", "resident"]
 KINDS: tuple[On, ...] = get_args(On)
-CONTEXT = 2048
-"""Tokens of a text unless another number is asked for, where the model has as many positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mote.checkpoint.resident import resident, warn_of_memory
+from mote.checkpoint.resident import CONTEXT, resident, warn_of_memory
 from mote.checkpoint.shards import Checkpoint
 from mote.data.conversation import Conversation
 from mote.errors import CheckpointError, EngineError, UnsupportedModelError
@@ -35,8 +35,6 @@ from mote.run.sampling import Sampling
 from mote.run.weights import Weights
 
 MAX_NEW_TOKENS = 128
-CONTEXT = 2048
-"""Tokens of the text that the warning about memory has in mind."""
 
 
 class Engine(Decoding):
