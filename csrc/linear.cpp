@@ -31,22 +31,24 @@ struct Job {
   int64_t end;    // tasks of this product and of those before it
 };
 
-// Strip `strip` of a matrix times tokens t0 .. t0 + tn - 1 of an input, into out [tn, rows of the strip].
+// Strips `strip` .. `strip` + `strips` - 1 of a matrix times tokens t0 .. t0 + tn - 1 of an input, into out [tn, rows of
+// the strips]. There is one strip, or one token.
 struct Task {
   const Isa &isa;
   const Linear &linear;
   const Input &input;
-  int64_t strip, t0, tn;
+  int64_t strip, strips, t0, tn;
   float *out;
   int64_t stride;
 
   const mote_matrix &w() const { return *linear.w; }
   const Geometry &m() const { return linear.m; }
   int64_t n0() const { return strip * kStripRows; }
-  int64_t rows() const { return std::min(kStripRows, w().rows - n0()); }
+  int64_t rows() const { return std::min(strips * kStripRows, w().rows - n0()); }
   float *y(int64_t t) const { return out + t * stride; }
 
   void run() const;
+  void strip_by_strip() const;
   void ternary(const Form &form, int32_t *acc_TR) const;
   void ternary_grouped(const Form &form, int32_t *acc_TR) const;
   void scaled(const Form &form, float *y_TR) const;
@@ -59,6 +61,8 @@ void Task::run() const {
     const int64_t row_bytes = w().cols * (w().format == MOTE_BF16 ? 2 : 4);
     isa.floats->rows_dot(w().format, w().data + n0() * row_bytes, rows(), w().cols, input.x() + t0 * input.stride(),
                          input.stride(), tn, out, stride);
+  } else if (strips > 1 && (is_scaled(w().format) || w().granularity == MOTE_GROUP)) {
+    return strip_by_strip();
   } else if (const Form &form = *input.form(linear); is_scaled(w().format)) {
     // Kernels write all 64 rows of a strip, which `out` may hold only where it has them.
     const bool whole = stride == kStripRows && rows() == kStripRows;
@@ -71,9 +75,20 @@ void Task::run() const {
   if (w().bias) add_bias();
 }
 
+void Task::strip_by_strip() const {
+  Task one = *this;
+  for (one.strips = 1; one.strip < strip + strips; ++one.strip, one.out += kStripRows) one.run();
+}
+
+// Of one token acc_TR is [rows]. Between two strips there is nothing but the call: what else is done there has to be
+// fetched again each time, since the weights of a strip push it out of the caches (studies/LOG.md, 2026-11-30).
 void Task::ternary(const Form &form, int32_t *acc_TR) const {
-  isa.dot(w().format, w().data + strip * m().strip_bytes(), m().kgs, form.x + t0 * form.stride, form.stride, tn,
-          acc_TR);
+  const int32_t format = w().format;
+  const uint8_t *data = w().data + strip * m().strip_bytes();
+  const int8_t *x = form.x + t0 * form.stride;
+  const int64_t strip_bytes = m().strip_bytes(), groups = m().kgs, x_stride = form.stride;
+  for (int64_t i = 0; i < strips; ++i)
+    isa.dot(format, data + i * strip_bytes, groups, x, x_stride, tn, acc_TR + i * kStripRows);
   const auto *scale = static_cast<const float *>(w().scale);
   for (int64_t t = 0; t < tn; ++t) {
     const int32_t sum = form.sum[t0 + t];
@@ -142,18 +157,17 @@ void Region::task(int64_t i) const {
   const int64_t local = i - (job == jobs ? 0 : job[-1].end), t0 = local / runs * job->block;
   const int64_t first = local % runs * job->run, last = std::min(first + job->run, strips);
   const int64_t tn = std::min(job->block, p.tokens - t0);
-  for (int64_t strip = first; strip < last; ++strip) {
-    const Task own{*isa, *p.linear, *p.input, strip, p.first + t0, tn, p.y + t0 * p.y_stride + strip * kStripRows, p.y_stride};
-    p.up ? silu_multiply(own, *p.up) : own.run();
-  }
+  const Task own{*isa, *p.linear, *p.input, first, last - first, p.first + t0, tn,
+                 p.y + t0 * p.y_stride + first * kStripRows, p.y_stride};
+  p.up ? silu_multiply(own, *p.up) : own.run();
 }
 
 // silu(task) * (the same of `up`): both products of a block stay in L2.
 void Region::silu_multiply(const Task &task, const Linear &up) const {
   alignas(64) static thread_local float gate_TR[kTokenBlock * kStripRows], up_TR[kTokenBlock * kStripRows];
-  Task{*isa, task.linear, task.input, task.strip, task.t0, task.tn, gate_TR, kStripRows}.run();
-  Task{*isa, up, task.input, task.strip, task.t0, task.tn, up_TR, kStripRows}.run();
-  isa->floats->silu_multiply(gate_TR, up_TR, task.tn * kStripRows, gate_TR);
+  Task{*isa, task.linear, task.input, task.strip, task.strips, task.t0, task.tn, gate_TR, kStripRows}.run();
+  Task{*isa, up, task.input, task.strip, task.strips, task.t0, task.tn, up_TR, kStripRows}.run();
+  isa->floats->silu_multiply(gate_TR, up_TR, task.tn * task.strips * kStripRows, gate_TR);
   for (int64_t t = 0; t < task.tn; ++t) std::copy_n(gate_TR + t * kStripRows, task.rows(), task.y(t));
 }
 
@@ -176,8 +190,10 @@ int64_t lay_out(Job *jobs, int64_t count, int64_t most, int32_t threads) {
     // Blocks of equal length: a short last one would unpack all weights again for a few tokens.
     job->block = round_up(ceil_div(tokens, ceil_div(tokens, most)), kTokenTile);
     job->run = 1;
-    if (tokens == 1 && threads > 1)
-      job->run = std::max<int64_t>(1, std::min(kRunBytes / (m.strip_bytes() + 1), m.strips / (4 * threads)));
+    if (tokens == 1) {
+      const int64_t run = threads > 1 ? std::min(kRunBytes / (m.strip_bytes() + 1), m.strips / (4 * threads)) : m.strips;
+      job->run = std::clamp<int64_t>(run, 1, kTokenBlock);  // scratch memory holds as many strips of one token
+    }
     tasks += ceil_div(m.strips, job->run) * ceil_div(job->product->tokens, job->block);
     job->end = tasks;
   }
