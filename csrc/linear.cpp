@@ -80,8 +80,8 @@ void Task::strip_by_strip() const {
   for (one.strips = 1; one.strip < strip + strips; ++one.strip, one.out += kStripRows) one.run();
 }
 
-// Of one token acc_TR is [rows]. Between two strips there is nothing but the call: what else is done there has to be
-// fetched again each time, since the weights of a strip push it out of the caches (studies/LOG.md, 2026-11-30).
+// Of one token acc_TR is [rows]. Between its strips there is nothing but the call: what else was done there cost up to a
+// quarter of the time where strips are tall, since their weights fill the caches (studies/LOG.md, 2026-11-30).
 void Task::ternary(const Form &form, int32_t *acc_TR) const {
   const int32_t format = w().format;
   const uint8_t *data = w().data + strip * m().strip_bytes();
@@ -155,10 +155,10 @@ void Region::task(int64_t i) const {
   const Product &p = *job->product;
   const int64_t strips = p.linear->m.strips, runs = ceil_div(strips, job->run);
   const int64_t local = i - (job == jobs ? 0 : job[-1].end), t0 = local / runs * job->block;
-  const int64_t first = local % runs * job->run, last = std::min(first + job->run, strips);
+  const int64_t first = local % runs * job->run, count = std::min(job->run, strips - first);
   const int64_t tn = std::min(job->block, p.tokens - t0);
-  const Task own{*isa, *p.linear, *p.input, first, last - first, p.first + t0, tn,
-                 p.y + t0 * p.y_stride + first * kStripRows, p.y_stride};
+  const Task own{*isa, *p.linear, *p.input, first, count, p.first + t0, tn, p.y + t0 * p.y_stride + first * kStripRows,
+                 p.y_stride};
   p.up ? silu_multiply(own, *p.up) : own.run();
 }
 
