@@ -155,10 +155,10 @@ void Region::task(int64_t i) const {
   const Product &p = *job->product;
   const int64_t strips = p.linear->m.strips, runs = ceil_div(strips, job->run);
   const int64_t local = i - (job == jobs ? 0 : job[-1].end), t0 = local / runs * job->block;
-  const int64_t first = local % runs * job->run, count = std::min(job->run, strips - first);
+  const int64_t first = local % runs * job->run, length = std::min(job->run, strips - first);
   const int64_t tn = std::min(job->block, p.tokens - t0);
-  const Task own{*isa, *p.linear, *p.input, first, count, p.first + t0, tn, p.y + t0 * p.y_stride + first * kStripRows,
-                 p.y_stride};
+  const Task own{*isa, *p.linear, *p.input, first, length, p.first + t0, tn,
+                 p.y + t0 * p.y_stride + first * kStripRows, p.y_stride};
   p.up ? silu_multiply(own, *p.up) : own.run();
 }
 
