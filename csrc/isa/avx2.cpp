@@ -28,7 +28,6 @@ constexpr int64_t kGroups = kQuads / kQuadsOf<F>;
     const V quad = broadcast(x##t + 4 * k);      \
     a##t##0 = multiply_add(a##t##0, w0, quad);   \
     a##t##1 = multiply_add(a##t##1, w1, quad);   \
-    pin(a##t##0), pin(a##t##1);                  \
   }
 #define ADD(t)                                                                                 \
   if constexpr (t < T) {                                                                       \
@@ -88,7 +87,7 @@ void one_token(const uint8_t *strip, int64_t groups, const int8_t *x, int32_t *a
     const int64_t count = std::min(kGroups<F>, groups - start);
     FOR_ROWS(ZERO)
     for (int64_t g = 0; g < count; ++g, strip += kGroupBytes, x += 4 * kQuadsOf<F>) {
-      prefetch_page_ahead(strip);
+      prefetch_lines_ahead(strip);
       const V x0 = broadcast(x), x1 = broadcast(x + 4), x2 = broadcast(x + 8), x3 = broadcast(x + 12);
       const V x4 = F == MOTE_BASE3 ? broadcast(x + 16) : x0;
       FOR_ROWS(MULTIPLY)

@@ -54,7 +54,7 @@ inline const uint8_t *group_int4(const uint8_t *data, const int8_t *x, int64_t g
   for (int64_t done = 0; done < groups; done += kChunkQuads / 2) {
     FOR_ROWS(ZERO)
     for (int64_t n = std::min(kChunkQuads / 2, groups - done); n > 0; --n, data += kGroupBytes, x += 8) {
-      prefetch_page_ahead(data);
+      prefetch_lines_ahead(data);
       const V x0 = broadcast(x), x1 = broadcast(x + 4);
       FOR_ROWS(MULTIPLY4)
     }
@@ -67,7 +67,7 @@ inline const uint8_t *group_int8(const uint8_t *data, const int8_t *x, int64_t g
   const V flip = _mm256_set1_epi8(-128);
   FOR_ROWS(ZERO)
   for (int64_t n = groups; n > 0; --n, data += kGroupBytes, x += 4) {
-    prefetch_page_ahead(data);
+    prefetch_lines_ahead(data);
     const V x0 = broadcast(x), magnitude = _mm256_abs_epi8(x0);
     FOR_ROWS(MULTIPLY8)
   }
@@ -130,7 +130,6 @@ void unpack(const uint8_t *data, int64_t groups, uint8_t *tile) {
     const V quad = broadcast(x + t * x_stride + 4 * k);  \
     p##t##0 = multiply_add(p##t##0, w0, quad);           \
     p##t##1 = multiply_add(p##t##1, w1, quad);           \
-    pin(p##t##0), pin(p##t##1);                          \
   }
 #define WIDEN(t)                                         \
   if constexpr (t < T) {                                 \

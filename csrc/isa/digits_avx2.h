@@ -10,19 +10,31 @@ static inline V digit_2bit(V bytes, int p) {
   return _mm256_and_si256(_mm256_srli_epi16(bytes, 2 * p), _mm256_set1_epi8(3));
 }
 
-// Takes the top base-3 digit out of *rest (its place is worth `power`) and returns it. min(v, v - power) subtracts only
-// where v >= power, since otherwise the difference wraps above v; twice covers the digit 2. The difference is digit *
-// power, whose low nibble names the digit for all of 3, 9, 27, 81 (of 162 bit 7 must be cleared for the shuffle).
-static inline V take_digit(V *rest, int power) {
-  const V step = _mm256_set1_epi8(static_cast<char>(power));
-  V left = _mm256_min_epu8(*rest, _mm256_sub_epi8(*rest, step));
-  left = _mm256_min_epu8(left, _mm256_sub_epi8(left, step));
-  V multiple = _mm256_sub_epi8(*rest, left);
-  if (power == 81) multiple = _mm256_and_si256(multiple, _mm256_set1_epi8(0x7f));
-  *rest = left;
-  const V digit_of = _mm256_setr_epi8(0, 1, 2, 1, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0,   //
-                                      0, 1, 2, 1, 0, 0, 2, 0, 0, 1, 0, 1, 0, 0, 0, 0);
-  return _mm256_shuffle_epi8(digit_of, multiple);
+// Looks up the low nibble of each byte.
+static inline V look_up(V bytes, __m128i table) {
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bytes);
+}
+// Of v = 3 a + b up to 8.
+static inline V third_of(V v) { return look_up(v, _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0)); }
+static inline V rest_of_third(V v) { return look_up(v, _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0)); }
+// min(v, v - 9) subtracts only where v >= 9, since otherwise the difference wraps above v.
+static inline V less_9(V v) { return _mm256_min_epu8(v, _mm256_sub_epi8(v, _mm256_set1_epi8(9))); }
+
+// The five base-3 digits of each byte, the first being worth 1: v = 27 high + 9 middle + low, high and low two digits each.
+struct Base3Digits {
+  V d0, d1, d2, d3, d4;
+};
+static inline Base3Digits base3_digits(V v) {
+  // high = v * 2428 / 65536 for every v < 243, of the even and the odd bytes.
+  const V factor = _mm256_set1_epi16(2428), even = _mm256_set1_epi16(0x00ff), odd = _mm256_set1_epi16(-256);
+  const V high = _mm256_or_si256(_mm256_mulhi_epu16(_mm256_and_si256(v, even), factor),
+                                 _mm256_and_si256(_mm256_mulhi_epu16(_mm256_and_si256(v, odd), factor), odd));
+  const __m128i times_27 = _mm_setr_epi8(0, 27, 54, 81, 108, -121, -94, -67, -40, 0, 0, 0, 0, 0, 0, 0);  // modulo 256
+  const V rest = _mm256_sub_epi8(v, look_up(high, times_27));
+  const V low = less_9(less_9(rest));
+  const V middle = _mm256_sub_epi8(rest, low);  // 0, 9 or 18, whose low nibbles are 0, 9 and 2
+  const __m128i ninth = _mm_setr_epi8(0, 0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0);
+  return {rest_of_third(low), third_of(low), look_up(middle, ninth), rest_of_third(high), third_of(high)};
 }
 
 template <int32_t F>
@@ -33,15 +45,16 @@ template <int32_t F>
 static inline void unpack_digits(const uint8_t *strip, int64_t groups, uint8_t *tile) {
   for (int64_t g = 0; g < groups; ++g, tile += kQuadsOf<F> * kGroupBytes)
     for (int64_t r = 0; r < kGroupBytes; r += 32) {
-      V rest = load(strip + g * kGroupBytes + r);
+      const V bytes = load(strip + g * kGroupBytes + r);
       if constexpr (F == MOTE_2BIT) {
-        for (int p = 0; p < 4; ++p) store(tile + p * kGroupBytes + r, digit_2bit(rest, p));
+        for (int p = 0; p < 4; ++p) store(tile + p * kGroupBytes + r, digit_2bit(bytes, p));
       } else {
-        store(tile + 4 * kGroupBytes + r, take_digit(&rest, 81));
-        store(tile + 3 * kGroupBytes + r, take_digit(&rest, 27));
-        store(tile + 2 * kGroupBytes + r, take_digit(&rest, 9));
-        store(tile + 1 * kGroupBytes + r, take_digit(&rest, 3));
-        store(tile + r, rest);
+        const Base3Digits digits = base3_digits(bytes);
+        store(tile + r, digits.d0);
+        store(tile + 1 * kGroupBytes + r, digits.d1);
+        store(tile + 2 * kGroupBytes + r, digits.d2);
+        store(tile + 3 * kGroupBytes + r, digits.d3);
+        store(tile + 4 * kGroupBytes + r, digits.d4);
       }
     }
 }
@@ -55,11 +68,12 @@ static inline V multiply_group(V acc, V bytes, V x0, V x1, V x2, V x3, V x4) {
     acc = kAdd(acc, digit_2bit(bytes, 2), x2);
     return kAdd(acc, digit_2bit(bytes, 3), x3);
   } else {
-    acc = kAdd(acc, take_digit(&bytes, 81), x4);
-    acc = kAdd(acc, take_digit(&bytes, 27), x3);
-    acc = kAdd(acc, take_digit(&bytes, 9), x2);
-    acc = kAdd(acc, take_digit(&bytes, 3), x1);
-    return kAdd(acc, bytes, x0);
+    const Base3Digits digits = base3_digits(bytes);
+    acc = kAdd(acc, digits.d4, x4);
+    acc = kAdd(acc, digits.d3, x3);
+    acc = kAdd(acc, digits.d2, x2);
+    acc = kAdd(acc, digits.d1, x1);
+    return kAdd(acc, digits.d0, x0);
   }
 }
 }  // namespace mote::avx2

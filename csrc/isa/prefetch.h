@@ -4,13 +4,25 @@
 
 #include <cstdint>
 
+#include "format.h"
+
 namespace mote {
 
-// To be called for each k-group, 256 bytes, of a stream of weights. The processor's own prefetching follows such a
-// stream well, but ends where a page does: one line in four of the next page starts it there early. More than that
-// competes with it; asking for every line costs up to a third of the bandwidth (studies/LOG.md, 2026-11-29).
+// Both are to be called for each k-group, 256 bytes, of a stream of weights. Which of them a processor wants is a matter of
+// its own prefetching, not of its instructions, and the wrong one costs half of the bandwidth: a file of csrc/isa uses what
+// the processors that choose it were measured to want (studies/LOG.md, 2026-11-29 and 2026-11-30).
+
+// One line in four of the next page. A Zen 4 follows the stream by itself, but only to the end of a page; this starts it
+// on the next one. It loses up to a third when every line is asked for.
 static inline void prefetch_page_ahead(const uint8_t *p) {
   constexpr int64_t kPage = 4096;
   _mm_prefetch(reinterpret_cast<const char *>(p) + kPage, _MM_HINT_T1);
+}
+
+// Every line. A Zen 3 loses the stream, and half of its bandwidth, when some lines are asked for and others are not.
+static inline void prefetch_lines_ahead(const uint8_t *p) {
+  constexpr int64_t kAhead = 2048;
+  for (int64_t line = 0; line < kGroupBytes; line += 64)
+    _mm_prefetch(reinterpret_cast<const char *>(p) + kAhead + line, _MM_HINT_T0);
 }
 }  // namespace mote
