@@ -14,11 +14,10 @@ static inline V digit_2bit(V bytes, int p) {
 static inline V look_up(V bytes, __m128i table) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bytes);
 }
-// Of v = 3 a + b up to 8.
-static inline V third_of(V v) { return look_up(v, _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0)); }
-static inline V rest_of_third(V v) { return look_up(v, _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0)); }
-// min(v, v - 9) subtracts only where v >= 9, since otherwise the difference wraps above v.
-static inline V less_9(V v) { return _mm256_min_epu8(v, _mm256_sub_epi8(v, _mm256_set1_epi8(9))); }
+// Of v up to 8.
+static inline V quotient_by_3(V v) { return look_up(v, _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0)); }
+static inline V remainder_by_3(V v) { return look_up(v, _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0)); }
+static inline V less(V v, int amount) { return _mm256_sub_epi8(v, _mm256_set1_epi8(static_cast<char>(amount))); }
 
 // The five base-3 digits of each byte, the first being worth 1: v = 27 high + 9 middle + low, high and low two digits each.
 struct Base3Digits {
@@ -31,10 +30,11 @@ static inline Base3Digits base3_digits(V v) {
                                  _mm256_and_si256(_mm256_mulhi_epu16(_mm256_and_si256(v, odd), factor), odd));
   const __m128i times_27 = _mm_setr_epi8(0, 27, 54, 81, 108, -121, -94, -67, -40, 0, 0, 0, 0, 0, 0, 0);  // modulo 256
   const V rest = _mm256_sub_epi8(v, look_up(high, times_27));
-  const V low = less_9(less_9(rest));
+  // A difference below 0 wraps to above all that is not.
+  const V low = _mm256_min_epu8(_mm256_min_epu8(rest, less(rest, 9)), less(rest, 18));
   const V middle = _mm256_sub_epi8(rest, low);  // 0, 9 or 18, whose low nibbles are 0, 9 and 2
   const __m128i ninth = _mm_setr_epi8(0, 0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0);
-  return {rest_of_third(low), third_of(low), look_up(middle, ninth), rest_of_third(high), third_of(high)};
+  return {remainder_by_3(low), quotient_by_3(low), look_up(middle, ninth), remainder_by_3(high), quotient_by_3(high)};
 }
 
 template <int32_t F>
