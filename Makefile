@@ -67,17 +67,21 @@ demo: $(INSTALLED)
 	$(BIN)/mote pipeline recipes/small.yaml --out runs/small
 
 # Hours and about 100 GB, on a machine with nothing else to do; of the demo's model only where `make demo` has made it.
+# Reports of another kind of machine have a folder of their own (benchmarks/page.py lists them):
+#   make bench BENCH=benchmarks/results/avx2
+BENCH := benchmarks/results
 bench: $(INSTALLED) $(PEERS)/.installed
-	$(BIN)/python -m benchmarks.kernels --shape 0.5b 1.5b 3b --threads 1 2 --peers $(PEERS)
+	$(BIN)/python -m benchmarks.kernels --shape 0.5b 1.5b 3b --threads 1 2 --peers $(PEERS) --out $(BENCH)/kernels.json
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 16 --codec base3 2bit \
-	  --expert-type TQ2_0 TQ1_0 Q4_0 --threads 1 2 --peers $(PEERS)
-	$(BIN)/python -m benchmarks.engine --shape 3b --experts 4 16 --threads 1 2 --peers $(PEERS) --keep
+	  --expert-type TQ2_0 TQ1_0 Q4_0 --threads 1 2 --peers $(PEERS) --out $(BENCH)/engine.json
+	$(BIN)/python -m benchmarks.engine --shape 3b --experts 4 16 --threads 1 2 --peers $(PEERS) --keep \
+	  --out $(BENCH)/engine.json
 	$(BIN)/python -m benchmarks.engine --shape 0.5b 1.5b --experts 4 64 --only "mote 4 base3" "mote 64 base3" \
-	  --peers $(PEERS) --keep
-	$(BIN)/python -m benchmarks.real --peers $(PEERS)
+	  --peers $(PEERS) --keep --out $(BENCH)/engine.json
+	$(BIN)/python -m benchmarks.real --peers $(PEERS) --out $(BENCH)/real.json
 	test ! -d runs/small/packed || $(BIN)/mote bench runs/small/packed --threads 1 \
-	  --compare --data runs/small/data/val.jsonl --json > benchmarks/results/demo.json
-	test ! -d runs/small/packed || $(BIN)/python -m benchmarks.ask
+	  --compare --data runs/small/data/val.jsonl --json > $(BENCH)/demo.json
+	test ! -d runs/small/packed || $(BIN)/python -m benchmarks.ask --out $(BENCH)/ask.json
 	$(BIN)/python -m benchmarks.plot
 	$(BIN)/python -m benchmarks.page
 

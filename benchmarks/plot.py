@@ -1,6 +1,6 @@
-"""Draws docs/images/benchmark-{kernels,engine}.svg from the reports of kernels.py and engine.py. Needs matplotlib.
+"""Draws the pictures of docs/benchmarks*.md from the reports of kernels.py and engine.py. Needs matplotlib.
 
-python -m benchmarks.plot [--results benchmarks/results] [--out docs/images]
+python -m benchmarks.plot
 """
 
 import argparse
@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, Numbers
+from benchmarks.page import PAGES
+from benchmarks.report import Numbers
 from benchmarks.shapes import SHAPES
 
-IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 INK = "#7d8590"
 """Legible on light and dark pages."""
 OURS, THEIRS, LIMIT = "#2f81f7", "#a8b3bf", "#d29922"
@@ -86,15 +86,12 @@ def draw(panels: Mapping[str, Bars], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=IMAGES)
-    a = parser.parse_args()
-    for name, panels in (("kernels", kernel_panels), ("engine", engine_panels)):
-        if (a.results / f"{name}.json").exists():
-            report = json.loads((a.results / f"{name}.json").read_text())
-            if found := panels(report):
-                draw(found, a.out / f"benchmark-{name}.svg")
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
+    for machine in PAGES:
+        for name, panels in (("kernels", kernel_panels), ("engine", engine_panels)):
+            path = machine.results / f"{name}.json"
+            if path.exists() and (found := panels(json.loads(path.read_text()))):
+                draw(found, machine.picture(name))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ static inline V broadcast(const void *x) {
   std::memcpy(&quad, x, sizeof quad);
   return _mm256_set1_epi32(quad);
 }
-// Of _mm256_add_epi16 GCC 12 makes copies, a third of the instructions of an inner loop; this sum stays in its register.
+// The sum stays in its register: GCC 12 copies that of _mm256_add_epi16, a third of the instructions of an inner loop.
 static inline V multiply_add(V acc, V digits, V x) {
   asm("vpaddw %1, %0, %0" : "+x"(acc) : "x"(_mm256_maddubs_epi16(digits, x)));
   return acc;

@@ -15,11 +15,15 @@ static inline V look_up(V bytes, __m128i table) {
   return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bytes);
 }
 // Of v up to 8.
-static inline V quotient_by_3(V v) { return look_up(v, _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0)); }
-static inline V remainder_by_3(V v) { return look_up(v, _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0)); }
+static inline V quotient_by_3(V v) {
+  return look_up(v, _mm_setr_epi8(0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0, 0, 0));
+}
+static inline V remainder_by_3(V v) {
+  return look_up(v, _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0));
+}
 static inline V less(V v, int amount) { return _mm256_sub_epi8(v, _mm256_set1_epi8(static_cast<char>(amount))); }
 
-// The five base-3 digits of each byte, the first being worth 1: v = 27 high + 9 middle + low, high and low two digits each.
+// The five base-3 digits of each byte, d0 being worth 1: v = 27 high + 9 middle + low, high and low of two digits.
 struct Base3Digits {
   V d0, d1, d2, d3, d4;
 };

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.budget import PAGE, filled
+from benchmarks import budget
 from benchmarks.engine import Plan, sides, title
 from benchmarks.goals import GOALS, matching, verdicts
-from benchmarks.page import OUT, demo_part, engine_part, kernels_part, page
+from benchmarks.page import PAGES, demo_part, engine_part, kernels_part, page
 from benchmarks.report import RESULTS, alternate, compare, rates, summary
 
 
@@ -111,6 +111,7 @@ def test_the_first_codec_and_type_go_with_every_number_of_experts() -> None:
 
 def test_the_pages_are_what_the_reports_give() -> None:
     """python -m benchmarks.page, python -m benchmarks.budget --draw"""
-    assert OUT.read_text(encoding="utf-8") == page(RESULTS)
-    budgets = PAGE.read_text(encoding="utf-8")
-    assert budgets == filled(budgets, json.loads((RESULTS / "budget.json").read_text(encoding="utf-8")))
+    for machine in PAGES:
+        assert machine.out.read_text(encoding="utf-8") == page(machine)
+    budgets = budget.PAGE.read_text(encoding="utf-8")
+    assert budgets == budget.filled(budgets, json.loads((RESULTS / "budget.json").read_text(encoding="utf-8")))
