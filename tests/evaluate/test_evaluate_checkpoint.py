@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from mote.errors import CheckpointError, DataError
 from mote.evaluate.config import EvaluateConfig
-from mote.evaluate.run import evaluate_blind, evaluate_checkpoint
+from mote.evaluate.run import evaluate_blind, evaluate_checkpoint, load
+from mote.model.opening import open_model, open_processor
+from mote.model.precision import computes_in_bf16
 
 CONFIG = EvaluateConfig(samples=4, dtype="float32", max_tokens=3)
 
@@ -86,3 +90,15 @@ def test_what_cannot_be_scored_is_one_line(checkpoint: Path, mix: Path, tmp_path
         evaluate_checkpoint(checkpoint, bad, CONFIG, progress=False)
     with pytest.raises(CheckpointError):
         evaluate_checkpoint(tmp_path / "nothing", mix / "test.jsonl", CONFIG, progress=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+def test_a_model_stored_in_bf16_computes_in_the_dtype_asked_for(checkpoint: Path, tmp_path: Path, dtype: Any) -> None:
+    stored = open_model(checkpoint).to(torch.bfloat16)
+    stored.save_pretrained(tmp_path / "bf16")
+    open_processor(checkpoint, stored).save_pretrained(tmp_path / "bf16")
+    model, _ = load(tmp_path / "bf16", EvaluateConfig(dtype=dtype))
+    in_bf16 = dtype == "bfloat16" or (dtype == "auto" and computes_in_bf16(torch.device("cpu")))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16 if in_bf16 else torch.float32}
+    for widened, parameter in zip(model.parameters(), stored.parameters(), strict=True):
+        assert torch.equal(widened.float(), parameter.float())

@@ -14,10 +14,11 @@ from mote.errors import DataError, TrainingError
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model
+from mote.model.precision import widen
 from mote.train import STAGES, TrainConfig
 from mote.train.batches import IGNORED, Collator, ConversationDataset, EpochSampler
 from mote.train.run import train
-from mote.train.trainable import select, widen
+from mote.train.trainable import select
 from mote.train.trainer import StageTrainer, answer_logits, arguments
 
 Settings = Callable[..., TrainConfig]
@@ -40,7 +41,7 @@ class Fixed:
 def open_set(checkpoint: Path, data: Path, **options: Any) -> tuple[Any, ConversationDataset]:
     model = open_model(checkpoint, dtype="auto")
     select(model, STAGES["experts"].trains)
-    widen(model)
+    widen(model, "fp32")
     processor = AutoProcessor.from_pretrained(checkpoint)
     features = PictureFeatures(model, processor, None)
     items = read_conversations(data / "train.jsonl")

@@ -20,7 +20,7 @@ from mote.evaluate.scoring import questions_of, score_questions, show, shown_que
 from mote.model.block import context_of
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model, open_processor
-from mote.model.precision import device_of
+from mote.model.precision import device_of, widen
 
 MAJORITY = "majority answer of the training split"
 FEATURELESS = "the model without features"
@@ -178,10 +178,9 @@ def evaluate_blind(
 
 
 def load(checkpoint: Path, config: EvaluateConfig) -> tuple[Any, Any]:
-    """Model in the dtype of its tensors, in eval mode on the settings' device, and its processor or
-    tokenizer.
-    """
+    """Model in the dtype that computes, in eval mode on the settings' device, and its processor or tokenizer."""
     model = open_model(checkpoint).to(device_of(config.device)).eval()
+    widen(model, _precision(config))
     return model, open_processor(checkpoint, model)
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mote.errors import MoteError
 
@@ -41,6 +41,17 @@ def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> boo
 def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
     """`torch.autocast` to bf16 where `computes_in_bf16`, else nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device, precision))
+
+
+def widen(model: nn.Module, precision: Precision = "auto") -> None:
+    """Every parameter to fp32, exactly, unless `computes_in_bf16` on the model's device.
+
+    Without autocast a model computes in the dtype of its weights, and those of most checkpoints are bf16.
+    """
+    if computes_in_bf16(next(model.parameters()).device, precision):
+        return
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
 
 
 class KeepFloat32:

@@ -22,7 +22,7 @@ from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model, open_processor
-from mote.model.precision import autocast, device_of
+from mote.model.precision import autocast, device_of, widen
 from mote.model.vision import connect, encoder_outputs
 from mote.run.engine import MAX_NEW_TOKENS, Engine, open_engine
 from mote.run.prompt import Prompter
@@ -114,6 +114,7 @@ def load(
         if checkpoint.state != "upcycled":
             warnings.warn(f"{root}: runs in transformers, not in mote's engine: {engine}", stacklevel=2)
     model = open_model(root).to(chosen)
+    widen(model)
     return Assistant(model, open_processor(root, model), folder)
 
 

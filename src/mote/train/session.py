@@ -21,14 +21,14 @@ from mote.model.experts import FloatExperts
 from mote.model.families import PROJECTIONS, anatomy
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model, open_processor
-from mote.model.precision import autocast, computes_in_bf16, device_of
+from mote.model.precision import autocast, device_of, widen
 from mote.model.vision import connect
 from mote.train.batches import Collator, ConversationDataset, EpochSampler
 from mote.train.config import Stage, TrainConfig
 from mote.train.probes import held_out_loss, text_perplexity
 from mote.train.snapshots import Snapshots, finish_step_on_interrupt, read_mark
 from mote.train.telemetry import Telemetry, TernaryWatch, progress_bar
-from mote.train.trainable import dtypes_of, select, settle, widen
+from mote.train.trainable import dtypes_of, select, settle
 from mote.train.trainer import StageTrainer, arguments
 from mote.train.warm_start import warm_start
 
@@ -68,8 +68,7 @@ class Session:
             raise CheckpointError(f"{checkpoint}: {broken} holds NaN or Inf; train or fetch the checkpoint again")
         dtypes = dtypes_of(model)
         select(model, stage.trains if config.train_embeddings else stage.trains - {"embeddings"})
-        if not computes_in_bf16(device, config.precision):
-            widen(model)
+        widen(model, config.precision)
         model.train()
         processor = open_processor(checkpoint, model)
         conversations, held_out = _conversations(*files, config)
@@ -176,8 +175,7 @@ class Session:
         settle(self.model, self.dtypes)
         if broken := _not_finite(self.model):
             raise TrainingError(f"step {steps}: {broken} holds NaN or Inf; lower learning_rate")
-        if not computes_in_bf16(self.device, self.config.precision):
-            widen(self.model)
+        widen(self.model, self.config.precision)
         after = self.probe()
         telemetry.judge(telemetry.before, after)
         return {

@@ -38,12 +38,6 @@ def dtypes_of(model: nn.Module) -> dict[str, torch.dtype]:
     return {name: parameter.dtype for name, parameter in model.named_parameters()}
 
 
-def widen(model: nn.Module) -> None:
-    """Every parameter to fp32, for a device that computes in fp32: exact, and `settle` takes it back."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.float()
-
-
 def settle(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     """Every parameter to the dtype in which it is stored: that of `dtypes`, but fp32 for routers and experts."""
     for name, parameter in model.named_parameters():
