@@ -7,12 +7,15 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import mote
 from mote.checkpoint import resident as memory
 from mote.checkpoint.accounting import component_of
 from mote.checkpoint.shards import Checkpoint
 from mote.kernels import abi
+from mote.model.opening import open_model
+from mote.model.precision import widen
 from mote.run import decoding
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +43,19 @@ def test_sums_are_what_the_engine_maps_reads_and_allocates(checkpoints, family, 
         small = [t for t in tensors if component_of(t.name) in ("norms", "routers") or t.name.endswith(".bias")]
         fewer = memory.token_bytes([t for t in tensors if t not in small], checkpoint.mote)
         assert fewer == engine.weights.token_bytes
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_transformers_holds_is_what_is_said(checkpoints, tiny, precision, tmp_path) -> None:
+    _, upcycled, _ = checkpoints("llama")
+    tiny("llama").to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
+    for root in (upcycled, tmp_path / "bf16"):
+        checkpoint, model = Checkpoint.open(root), open_model(root)
+        widen(model, precision)
+        widened = precision == "fp32"
+        needs = memory.loaded(checkpoint.tensors.values(), checkpoint.mote, widened=widened)
+        assert needs.copies == sum(parameter.nbytes for parameter in model.parameters())
+    assert needs.copies == (2 if widened else 1) * sum(t.nbytes for t in checkpoint.tensors.values())
 
 
 def test_a_checkpoint_that_does_not_fit_is_warned_of_and_runs(checkpoints, monkeypatch) -> None:

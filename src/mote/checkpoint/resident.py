@@ -108,13 +108,15 @@ def resident(
     )
 
 
-def loaded(tensors: Tensors, mote: MoteConfig | None) -> Resident:
+def loaded(tensors: Tensors, mote: MoteConfig | None, *, widened: bool = False) -> Resident:
     """Memory of a model in transformers, which copies every tensor from the files, up-cycled experts to fp32; the cache
-    and activations come on top."""
+    and activations come on top. widened: to fp32 go 16-bit floats too (`mote.model.precision.widen`)."""
     upcycled = mote is not None and mote.state == "upcycled"
-    copies = sum(
-        4 * _numel(tensor) if upcycled and ".mlp.experts." in tensor.name else tensor.nbytes for tensor in tensors
-    )
+
+    def in_fp32(tensor: TensorInfo | PlannedTensor) -> bool:
+        return (upcycled and ".mlp.experts." in tensor.name) or (widened and tensor.dtype in ("BF16", "F16"))
+
+    copies = sum(4 * _numel(tensor) if in_fp32(tensor) else tensor.nbytes for tensor in tensors)
     return Resident(weights=0, copies=copies, cache=0, pictures=0, working=0)
 
 

@@ -22,7 +22,7 @@ from mote.errors import UnsupportedModelError
 from mote.model.families import anatomy
 from mote.model.features import PictureFeatures
 from mote.model.opening import open_model, open_processor
-from mote.model.precision import autocast, device_of, widen
+from mote.model.precision import autocast, computes_in_bf16, device_of, widen
 from mote.model.vision import connect, encoder_outputs
 from mote.run.engine import MAX_NEW_TOKENS, Engine, open_engine
 from mote.run.prompt import Prompter
@@ -110,7 +110,8 @@ def load(
         if isinstance(engine, Engine):
             return engine
         checkpoint = Checkpoint.open(root)
-        warn_of_memory(loaded(checkpoint.tensors.values(), checkpoint.mote), str(root))
+        widened = not computes_in_bf16(chosen)
+        warn_of_memory(loaded(checkpoint.tensors.values(), checkpoint.mote, widened=widened), str(root))
         if checkpoint.state != "upcycled":
             warnings.warn(f"{root}: runs in transformers, not in mote's engine: {engine}", stacklevel=2)
     model = open_model(root).to(chosen)
