@@ -49,7 +49,8 @@ PAGES = (
         "benchmarks-avx2",
         RESULTS / "avx2",
         "Benchmarks with AVX2 only",
-        "Of a machine with neither AVX512 nor other dot products of bytes (VNNI); [of a newer one](benchmarks.md).",
+        "Of a machine with neither AVX512 nor other dot products of bytes (VNNI), on one thread and with fewer sides;\n"
+        "[of a newer one](benchmarks.md).",
     ),
 )
 

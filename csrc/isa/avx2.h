@@ -25,8 +25,6 @@ static inline V multiply_add(V acc, V digits, V x) {
   return acc;
 }
 static inline V widen(V acc16) { return _mm256_madd_epi16(acc16, _mm256_set1_epi16(1)); }
-// Keeps a value in its register: GCC otherwise moves running sums about, and to the stack and back, in inner loops.
-static inline void pin(V &v) { asm("" : "+x"(v)); }
 // 8 scales in bf16.
 static inline __m256 scales(const uint16_t *bf16) {
   const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(bf16));

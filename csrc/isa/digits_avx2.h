@@ -21,7 +21,7 @@ static inline V quotient_by_3(V v) {
 static inline V remainder_by_3(V v) {
   return look_up(v, _mm_setr_epi8(0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0));
 }
-static inline V less(V v, int amount) { return _mm256_sub_epi8(v, _mm256_set1_epi8(static_cast<char>(amount))); }
+static inline V minus(V v, int amount) { return _mm256_sub_epi8(v, _mm256_set1_epi8(static_cast<char>(amount))); }
 
 // The five base-3 digits of each byte, d0 being worth 1: v = 27 high + 9 middle + low, high and low of two digits.
 struct Base3Digits {
@@ -35,7 +35,7 @@ static inline Base3Digits base3_digits(V v) {
   const __m128i times_27 = _mm_setr_epi8(0, 27, 54, 81, 108, -121, -94, -67, -40, 0, 0, 0, 0, 0, 0, 0);  // modulo 256
   const V rest = _mm256_sub_epi8(v, look_up(high, times_27));
   // A difference below 0 wraps to above all that is not.
-  const V low = _mm256_min_epu8(_mm256_min_epu8(rest, less(rest, 9)), less(rest, 18));
+  const V low = _mm256_min_epu8(_mm256_min_epu8(rest, minus(rest, 9)), minus(rest, 18));
   const V middle = _mm256_sub_epi8(rest, low);  // 0, 9 or 18, whose low nibbles are 0, 9 and 2
   const __m128i ninth = _mm_setr_epi8(0, 0, 2, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0);
   return {remainder_by_3(low), quotient_by_3(low), look_up(middle, ninth), remainder_by_3(high), quotient_by_3(high)};

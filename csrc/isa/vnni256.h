@@ -23,6 +23,8 @@ constexpr int64_t kTileInputs = 256;  // of int4, unless a single scale group ha
 constexpr int64_t kTokens = 6;        // multiplied with a tile at once
 
 inline V add_quads(V acc, V digits, V x) { return DPBUSD(acc, digits, x); }
+// Keeps a value in its register: GCC otherwise moves running sums about, and to the stack and back, in inner loops.
+inline void pin(V &v) { asm("" : "+x"(v)); }
 
 // Named accumulators a<token><half>, 12 of the 16 registers at T = 6: GCC spills an array of registers. FOR_TOKENS
 // repeats a statement for tokens 0..5; those from T on compile to nothing.
