@@ -90,7 +90,7 @@ def settings(
                     yield Setting(name, method, bits, symmetric, "mix", precision)
 
 
-class Float32Products(TorchDispatchMode):
+class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """bf16 matrix products in fp32 arithmetic: bf16 factors, fp32 sums, a bf16 result, as bf16 instructions have them.
 
     On a processor without those PyTorch's own products take five times as long.
@@ -106,7 +106,7 @@ class Float32Products(TorchDispatchMode):
 def products(precision: Precision) -> AbstractContextManager[object]:
     """Under which rows of that precision are measured."""
     emulated = precision == "bf16" and not computes_in_bf16(torch.device("cpu"))
-    return Float32Products() if emulated else nullcontext()
+    return Float32Products() if emulated else nullcontext()  # type: ignore[no-untyped-call]
 
 
 class Subject:

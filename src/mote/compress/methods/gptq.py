@@ -91,7 +91,7 @@ def quantize(w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
 
 def _run(w_NK: Tensor, h_KK: Tensor, quantizer: Any, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """(scales, zero points [N, G], dequantised weights [N, K])."""
-    layer = nn.Linear(*reversed(w_NK.shape), bias=False, device="meta")
+    layer = nn.Linear(w_NK.shape[1], w_NK.shape[0], bias=False, device="meta")
     for step in range(DAMP_STEPS):
         gptq = library("gptq").GPTQ(layer, w_NK, "cpu")
         gptq.H, gptq.quantizer = h_KK.clone(), quantizer
