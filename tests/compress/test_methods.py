@@ -1,5 +1,8 @@
 """The methods on matrices: the integers stand for what the library computed, and each beats rounding to nearest."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -157,6 +160,22 @@ def test_awq_keeps_a_share_of_the_inputs():
     whole = awq.Inputs(1.0)
     whole.add(torch.arange(12.0).view(3, 4))
     assert torch.equal(whole.sample(), torch.arange(12.0).view(3, 4))
+
+
+def test_gptq_sums_the_products_of_its_inputs(monkeypatch):
+    monkeypatch.setattr(gptq, "BLOCK", GROUP)
+    x_RK = torch.randn(70, COLS)
+    seen = gptq.Inputs(COLS)
+    for part in x_RK.split(20):
+        seen.add(part)
+    torch.testing.assert_close(seen.hessian(), 2 / 70 * x_RK.T @ x_RK)
+    assert seen.rows == 70
+
+
+def test_a_library_leaves_nothing_behind(tmp_path):
+    code = "from mote.compress.methods.libraries import METHODS, library; [library(name) for name in METHODS]"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch):

@@ -13,6 +13,7 @@ DISTRIBUTION = "neural-compressor"
 """What the algorithms come from. The obvious `hqq` and `torchao` are imported by transformers, wherever they are
 installed, whenever it loads a model: seconds for each command, and warnings on the way."""
 PACKAGE = "neural_compressor.torch.algorithms.weight_only"
+OPTIONS = "neural_compressor.common.base_config"
 METHODS = ("hqq", "gptq", "awq")
 """Those that are the library's."""
 INSTALL = 'pip install "mote-lmm[quantize]"'
@@ -24,6 +25,8 @@ def library(method: str, module: str = "") -> Any:
     place = f"hqq.{module}" if method == "hqq" and module else module or method
     try:
         with _quiet():
+            # It makes a folder for intermediate files, which nothing here writes, where the command was started.
+            import_module(OPTIONS).options.workspace = "."
             found = import_module(f"{PACKAGE}.{place}")
     except ImportError as error:
         raise RecipeError(
