@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mote.cli.options import AsJson, Debug, Out, RecipeFile, Seed, Settings, Threads
+from mote.cli.options import AsJson, Debug, RecipeFile, Seed, Settings, Threads
 
 app = typer.Typer(help="Check and draw training data.", rich_markup_mode=None, add_completion=False)
 
@@ -29,7 +29,7 @@ def validate(
 
 @app.command(epilog="Example: mote data draw --recipe recipes/small.yaml --out runs/data")
 def draw(
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", help="Directory to write, or to complete.")],
     recipe: RecipeFile = None,
     set_: Settings = None,
     seed: Seed = None,

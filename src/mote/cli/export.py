@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Write a checkpoint for another engine.", rich_markup_mode=None, add_completion=False)
 EXPERTS = "TQ2_0|TQ1_0|Q4_0|Q8_0|BF16|F32"
-OTHERS = "auto|Q4_0|Q8_0|BF16|F32"
+VISION = "auto|Q4_0|Q8_0|BF16|F32"
+OTHERS = "auto|TQ2_0|TQ1_0|Q4_0|Q8_0|BF16|F32"
 Source = Annotated[Path, typer.Argument(help="Checkpoint, packed or up-cycled.")]
 
 
@@ -24,8 +25,8 @@ def gguf(
     experts: Annotated[str, typer.Option("--experts", metavar=EXPERTS, help="Routed experts.")] = "TQ2_0",
     shared: Annotated[str, typer.Option("--shared", metavar=OTHERS, help="Shared experts.")] = "auto",
     attention: Annotated[str, typer.Option("--attention", metavar=OTHERS, help="q, k, v, o.")] = "auto",
-    head: Annotated[str, typer.Option("--head", metavar=OTHERS, help="Head and table of tokens.")] = "auto",
-    vision: Annotated[str, typer.Option("--vision", metavar=OTHERS, help="Vision tower, connector.")] = "auto",
+    head: Annotated[str, typer.Option("--head", metavar=OTHERS, help="LM head, token embedding.")] = "auto",
+    vision: Annotated[str, typer.Option("--vision", metavar=VISION, help="Vision tower, connector.")] = "auto",
     threads: Threads = 0,
     force: Force = False,
     as_json: AsJson = False,

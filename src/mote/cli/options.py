@@ -31,7 +31,7 @@ RecipeFile = Annotated[
 STORAGE = "none|int2|int3|int4|int6|int8"
 Shared = Annotated[str | None, typer.Option("--shared", metavar=STORAGE, help="Shared experts, dense networks.")]
 Attention = Annotated[str | None, typer.Option("--attention", metavar=STORAGE, help="q, k, v, o.")]
-Head = Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="Head, and tied embedding.")]
+Head = Annotated[str | None, typer.Option("--head", metavar=STORAGE, help="LM head, and tied embedding.")]
 Tower = Annotated[str | None, typer.Option("--tower", metavar=STORAGE, help="Vision tower; int8 is faster too.")]
 Group = Annotated[int | None, typer.Option("--group", help="Inputs per scale: 32, 64 or 128 [default: 64]")]
 Experts = Annotated[str | None, typer.Option("--experts", metavar=STORAGE, help="Routed experts that are not ternary.")]

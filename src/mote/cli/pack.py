@@ -40,7 +40,7 @@ def run(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Store the experts in 2 or 1.6 bits.
+    """Pack a model: experts in 1.6 or 2 bits, the rest in 2 to 8 where asked.
 
     Quantises the routed experts and writes them in the order that the kernels read; where asked, also shared experts,
     attention, head and vision tower, and experts that were trained in full precision, rounded to nearest.

@@ -37,7 +37,7 @@ Images = Annotated[int, typer.Option("--images", min=0, help="Pictures in the co
 Context = Annotated[
     int | None, typer.Option("--context", min=1, help="Tokens that are kept, pictures' too [default: 2048].")
 ]
-Cache = Annotated[str, typer.Option("--kv", help="Numbers of the key-value cache: bf16 or f32.")]
+Cache = Annotated[str, typer.Option("--kv", help="Dtype of the key-value cache: bf16 or f32.")]
 Budget = Annotated[
     str | None, typer.Option("--budget", metavar="SIZE|device", help="Search what fits, such as 3.4GiB.")
 ]

@@ -21,7 +21,7 @@ from mote.cli.options import (
     Tower,
 )
 
-EXAMPLE = "mote quantize runs/mote --out runs/packed --shared int4 --method gptq --calibration runs/data"
+EXAMPLE = "mote quantize runs/mote --out runs/packed --shared int4 --method gptq --asymmetric --calibration runs/data"
 
 
 def run(
