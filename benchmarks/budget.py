@@ -36,6 +36,8 @@ STYLE = {
     "dense": ("#57606a", (-12, 12)),
 }
 """Colour of a family, and where its labels stand."""
+BROKEN = 50.0
+"""Percent below which the picture has an axis of its own: two of the skills are then gone."""
 BITS = {"none": 16.0, "int8": 8.0, "int6": 6.0, "int4": 4.0, "int3": 3.0, "int2": 2.0}
 
 
@@ -151,7 +153,8 @@ def _quantize(config: Any, run: Path, name: str, base: Sequence[str]) -> Any:
         from mote.compress.quantize import quantize_checkpoint
 
         source = at.parents[base[0]] if base else run / name
-        quantize_checkpoint(source, at.out, config, calibration=run / "data", force=at.force)
+        data = run / "data" if config.calibrated else None
+        quantize_checkpoint(source, at.out, config, calibration=data, force=at.force)
 
     return step
 
@@ -270,8 +273,9 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     pyplot.rcParams.update({"axes.edgecolor": INK, "font.size": 10, "svg.hashsalt": "mote"})
     # What broke lies far below all else: an axis of its own keeps the rest apart.
     figure, axes = pyplot.subplots(2, 1, figsize=(8.4, 5.6), sharex=True, height_ratios=(6, 1))
+    best = best_methods(report["rows"])
     for name, family in FAMILIES.items():
-        points = sorted((r for r in best_methods(report["rows"]) if r["family"] == name), key=lambda r: r["ffn_bytes"])
+        points = sorted((r for r in best if r["family"] == name), key=lambda r: r["ffn_bytes"])
         x = [row["ffn_bytes"] / 1e6 for row in points]
         y = [100 * row["average"]["value"] for row in points]
         below = [100 * (row["average"]["value"] - row["average"]["low"]) for row in points]
@@ -292,10 +296,10 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
                 )
             axis.set_xscale("log")
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylim(66, 85)
+    axes[0].set_ylim(*_limits(best, broken=False))
     axes[0].spines["bottom"].set_visible(False)
     axes[0].tick_params(bottom=False, which="both")
-    axes[1].set_ylim(9, 21)
+    axes[1].set_ylim(*_limits(best, broken=True))
     ticks = [25, 50, 100, 200, 400, 800]
     axes[1].set_xticks(ticks, map(str, ticks))
     axes[1].minorticks_off()
@@ -305,6 +309,13 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, transparent=True, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _limits(rows: Sequence[Mapping[str, Any]], *, broken: bool) -> tuple[float, float]:
+    """Percent from and to, of an axis that shows every row on one side of `BROKEN`, whiskers included."""
+    shown = [row["average"] for row in rows if (100 * row["average"]["value"] < BROKEN) == broken]
+    ends = [100 * average[end] for average in shown for end in ("low", "high")] or [0.0]
+    return min(ends) - 3, max(ends) + 3
 
 
 def filled(page: str, report: Mapping[str, Any]) -> str:
