@@ -70,7 +70,8 @@ def tokenizer(kind: str = "gpt-2") -> Any:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
     """`make(family, pack={}, kind="gpt-2", text={}, vision={}, **upcycle)`: a packed checkpoint, or with pack=None an
-    up-cycled one. Families: "llama", "qwen2", "llava" (SigLIP and Qwen2)."""
+    up-cycled one. Families: "llama", "qwen2", "llava" (SigLIP and Qwen2), "llava-llama" (SigLIP and Llama, without
+    biases)."""
 
     def build(
         family: str,
@@ -107,7 +108,7 @@ def _dense(family: str, sizes: dict[str, Any], eyes: dict[str, Any]) -> Any:
     vision = tf.SiglipVisionConfig(**shape, image_size=56, patch_size=14)
     config = tf.LlavaConfig(
         vision_config=vision,
-        text_config=tf.Qwen2Config(**sizes),
+        text_config=(tf.LlamaConfig if family == "llava-llama" else tf.Qwen2Config)(**sizes),
         image_token_id=SPECIAL.index("<image>"),
         vision_feature_layer=-2,
         vision_feature_select_strategy="full",
@@ -140,7 +141,7 @@ def _side_files(family: str, kind: str, root: Path) -> None:
     import transformers as tf
 
     found = tokenizer(kind)
-    if family != "llava":
+    if not family.startswith("llava"):
         found.save_pretrained(root)
         return
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil

@@ -30,6 +30,7 @@ def integers(bits: int, group: int) -> Stored:
     return Stored(rows=4, cols=512, format=fmt, dtype="U8")
 
 
+ZERO_POINTS = replace(integers(4, 64), format=replace(integers(4, 64).format, symmetric=False))
 FLOATS = Stored(rows=4, cols=512, format=FULL_PRECISION, dtype="BF16")
 
 
@@ -51,6 +52,8 @@ FLOATS = Stored(rows=4, cols=512, format=FULL_PRECISION, dtype="BF16")
         ("Q4_0", integers(8, 128), "Q4_0", "rounded anew to Q4_0"),
         ("auto", FLOATS, "BF16", ""),
         ("Q4_0", FLOATS, "Q4_0", ""),
+        ("Q4_0", ZERO_POINTS, "Q4_0", "int4 per 64 multiplied out and rounded anew to Q4_0"),
+        ("auto", ZERO_POINTS, "BF16", "int4 multiplied out, products rounded to BF16"),
         ("Q8_0", ternary(36), "BF16", "rows of 36 are no multiple of 32: BF16 instead of Q8_0"),
         ("auto", replace(integers(8, 64), cols=80), "BF16", "rows of 80 are no multiple of 32: BF16 instead of Q8_0"),
     ],

@@ -74,6 +74,13 @@ def test_what_does_not_fit_is_refused(name: str, cols: int, group: int, value: i
         TYPES[name].write(q, np.full((1, cols // group), scale, dtype=np.float32), group)
 
 
+def test_a_scale_that_is_small_beside_the_others_is_rounded() -> None:
+    q = np.full((1, 64), 127, dtype=np.int8)
+    data = TYPES["Q8_0"].write(q, np.array([[1e-2, 1e-6]], dtype=np.float32), 32)
+    found = data.reshape(2, 34)[:, :2].copy().view(np.float16)[:, 0]
+    assert found.tolist() == pytest.approx([1e-2, 1e-6], abs=1e-2 * 2**-11)
+
+
 def test_a_scale_of_nothing_may_be_anything() -> None:
     q = np.zeros((1, 32), dtype=np.int8)
     data = TYPES["Q8_0"].write(q, np.array([[1e-12]], dtype=np.float32), 32)

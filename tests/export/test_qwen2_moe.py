@@ -37,6 +37,7 @@ def logits(root: Path) -> torch.Tensor:
         ("qwen2", {"top_k": 2, "normalize_gates": True}),
         ("llama", {"combine": "gated", "placement": "sparse", "top_k": 2}),
         ("llava", {}),
+        ("llava-llama", {}),
     ],
 )
 def test_logits_are_those_of_our_model_without_quantised_activations(

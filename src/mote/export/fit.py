@@ -33,7 +33,7 @@ def choose(asked: str, stored: Stored, where: str) -> Choice:
     kind, group = TYPES[name], stored.group
     if name in TERNARY:
         if not 0 < stored.levels <= 1:
-            what = stored.format.quantizer if stored.levels else "floats"
+            what = "floats" if stored.is_float else stored.format.quantizer
             raise FormatError(f"{where}: {name} holds -1, 0, 1, and these are {what}; choose Q8_0, Q4_0, BF16 or F32")
         if stored.cols % kind.block == 0 and (group == stored.cols or group % kind.block == 0):
             return Choice(kind)
@@ -49,11 +49,11 @@ def choose(asked: str, stored: Stored, where: str) -> Choice:
             )
         return Choice(kind, f"{reason}: Q4_0 instead of {name}, the same numbers")
     if name in FLOATS:
-        exact = name == "F32" or (not stored.levels and stored.dtype != "U8")
+        exact = name == "F32" or stored.is_float
         return Choice(kind, "" if exact else f"{stored.format.quantizer} multiplied out, products rounded to BF16")
     if stored.cols % kind.block:
         return Choice(TYPES["BF16"], f"rows of {stored.cols} are no multiple of {kind.block}: BF16 instead of {name}")
-    if stored.levels and not _holds(kind, stored):
+    if not stored.is_float and not _holds(kind, stored):
         return Choice(kind, f"{stored.format.quantizer} per {group} multiplied out and rounded anew to {name}")
     return Choice(kind)
 
@@ -110,4 +110,4 @@ def _automatic(stored: Stored) -> str:
 def _holds(kind: GgmlType, stored: Stored) -> bool:
     """Whether integers and scales go into the type as they are."""
     fits = stored.group == stored.cols or stored.group % kind.block == 0
-    return fits and stored.levels <= -kind.low and stored.format.max_level <= kind.high
+    return fits and 0 < stored.levels <= -kind.low and stored.format.max_level <= kind.high

@@ -32,6 +32,8 @@ Float32 = NDArray[np.float32]
 
 FP16_ERROR = 0.01
 """Largest relative error that rounding a scale to fp16 may make; only scales below 6e-6 come near it."""
+FP16_HALF_STEP = 2.0**-11
+"""Relative error that it makes at most in fp16's normal range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,20 @@ class GgmlType:
 
 
 def half(scale: Float32, used: NDArray[np.bool_]) -> Float16:
-    """fp32 scales to fp16, nearest even. Raises FormatError where a scale that is `used` loses more than 1%."""
+    """fp32 scales of one matrix to fp16, nearest even.
+
+    Raises FormatError where one that is `used` loses more than 1%, and more than rounding the largest one may: that is
+    out of range, and not just small beside the others.
+    """
     with np.errstate(over="ignore"):
         rounded = scale.astype(np.float16)
-    wrong = used & (np.abs(rounded.astype(np.float32) - scale) > FP16_ERROR * np.abs(scale))
+    least = FP16_HALF_STEP * np.abs(scale[used]).max(initial=0.0)
+    allowed = np.maximum(FP16_ERROR * np.abs(scale), least)
+    wrong = used & ~(np.abs(rounded.astype(np.float32) - scale) <= allowed)
     if wrong.any():
-        raise FormatError(f"a scale of {scale[wrong][0]:.3g} is out of fp16's range, in which ggml keeps scales")
+        raise FormatError(
+            f"a scale of {scale[wrong][0]:.3g} is out of fp16's range, in which ggml keeps scales; choose BF16 or F32"
+        )
     return rounded
 
 

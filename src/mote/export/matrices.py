@@ -60,6 +60,11 @@ class Stored:
         return self.format.max_level + 1 if lowest else self.format.max_level
 
     @property
+    def is_float(self) -> bool:
+        """Whether no grid is behind the numbers, of integers or of those with zero points."""
+        return not self.levels and self.dtype != "U8"
+
+    @property
     def group(self) -> int:
         return self.format.group or self.cols
 

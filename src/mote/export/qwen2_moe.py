@@ -96,7 +96,7 @@ def stock_config(decoder: Decoder, config: HfConfig) -> dict[str, Any]:
         "rope_parameters": rope,
         "rope_theta": float(rope["rope_theta"]),  # where engines that follow older configs look
         "use_sliding_window": False,
-        "qkv_bias": any(name.endswith("self_attn.q_proj.bias") for name in decoder.checkpoint.tensors),
+        "qkv_bias": f"{decoder.prefixes[0]}self_attn.q_proj.bias" in decoder.checkpoint.tensors,
         "num_experts": mote.num_experts,
         "num_experts_per_tok": mote.top_k,
         "norm_topk_prob": mote.normalize_gates,
