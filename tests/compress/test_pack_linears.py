@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 import mote
 from mote.checkpoint.verify import verify
+from mote.compress.stream import _Packer
 from mote.errors import CheckpointError, FormatError, UnsupportedModelError
 from mote.model.block import blocks
 from mote.model.packed import PackedLinear, use_backend
@@ -283,3 +284,20 @@ def test_nonsense_is_refused_and_nothing_changes(tiny, tmp_path):
     odd.lm_head.weight = torch.nn.Parameter(torch.ones(99, 36))
     with pytest.raises(UnsupportedModelError, match=r"nn\.Linear"):
         mote.pack(odd, head="int8")
+
+
+def test_packing_keeps_no_more_than_the_parts_of_one_matrix(tiny, tmp_path, monkeypatch):
+    kept, produce = [], _Packer.produce
+
+    def watched(self, name):
+        tensor = produce(self, name)
+        kept.append(len(self._made))
+        return tensor
+
+    monkeypatch.setattr(_Packer, "produce", watched)
+    model = mote.upcycle(tiny("qwen2"), routed=mote.WeightFormat(granularity="row"))
+    model.save_pretrained(tmp_path / "upcycled")
+    options = {"shared": "int4", "attention": "int8", "head": "int4", "symmetric": False, "group": 32}
+    mote.pack(tmp_path / "upcycled", tmp_path / "packed", **options)
+    assert len(kept) > 20
+    assert max(kept) <= 2
