@@ -14,7 +14,6 @@ from mote.checkpoint.accounting import (
     ffn_bytes,
     file_bytes,
     paper_gib,
-    paper_row,
     true_bytes,
 )
 from mote.checkpoint.contract import MoteConfig
@@ -24,10 +23,16 @@ from mote.checkpoint.shards import Checkpoint
 from mote.ternary.format import WeightFormat
 
 Write = Callable[..., Checkpoint]
-COLUMNS = (
-    *("dense_bf16", "moe_llava_bf16", "mote_2bit", "mote_base3"),
-    *("mote_int4_shared_2bit", "mote_int4_shared_base3", "moe_llava_int3"),
-)
+COLUMNS: dict[str, tuple[Fraction | int, Fraction | int]] = {
+    "dense_bf16": (16, 0),
+    "moe_llava_bf16": (0, 16),
+    "mote_2bit": (16, 2),
+    "mote_base3": (16, Fraction(8, 5)),
+    "mote_int4_shared_2bit": (4, 2),
+    "mote_int4_shared_base3": (4, Fraction(8, 5)),
+    "moe_llava_int3": (0, 3),
+}
+"""Bits a weight of the shared and of the routed experts."""
 TABLE = {
     (896, 4864, 24): (0.58, 2.34, 0.88, 0.82, 0.44, 0.38, 0.44),
     (1536, 8960, 28): (2.15, 8.61, 3.23, 3.01, 1.61, 1.40, 1.61),
@@ -37,9 +42,8 @@ TABLE = {
 
 @pytest.mark.parametrize("sizes", TABLE)
 def test_the_papers_table(sizes: tuple[int, int, int]) -> None:
-    row = paper_row(*sizes)
-    assert tuple(row) == COLUMNS
-    assert tuple(round(value, 2) for value in row.values()) == TABLE[sizes]
+    row = [paper_gib(*sizes, shared_bits=shared, routed_bits=routed) for shared, routed in COLUMNS.values()]
+    assert tuple(round(value, 2) for value in row) == TABLE[sizes]
 
 
 def test_scales_are_what_the_paper_leaves_out() -> None:
@@ -107,7 +111,8 @@ def test_the_3b_shape_with_an_int4_shared_expert() -> None:
     mote = MoteConfig(layers=tuple(range(layers)), state="packed", codec="base3", shared=int4)
     tensors = expected_tensors(mote, "model.layers.0.mlp.", hidden, ffn)
     true = layers * sum(PlannedTensor(name, dtypes[0], shape).nbytes for name, (dtypes, shape) in tensors.items())
-    paper = paper_row(hidden, ffn, layers)["mote_int4_shared_base3"]
+    shared, routed = COLUMNS["mote_int4_shared_base3"]
+    paper = paper_gib(hidden, ffn, layers, shared_bits=shared, routed_bits=routed)
     assert round(paper, 2) == 2.95
     assert paper < true / 2**30 <= 3.05
     scales = sum(PlannedTensor("", d[0], s).nbytes for name, (d, s) in tensors.items() if name.endswith("proj.scale"))

@@ -56,6 +56,8 @@ def test_what_was_asked_for_is_not_searched(capsys: pytest.CaptureFixture[str]) 
     ("options", "said"),
     [
         (["--model", "qwen2.5-3"], "did you mean"),
+        (["--model", "qwen2.5-3b", "--kind", "dense", "--experts", "8"], "a dense model has no experts"),
+        (["--model", "qwen2.5-3b", "--experts-format", "int4", "--codec", "2bit"], "codec=2bit is for ternary experts"),
         (["--model", "qwen2.5-3b", "--budget", "1MiB"], "the smallest plan of qwen2.5-3b takes 1.020 GiB: 1 x 1.6 bit"),
         (["--model", "qwen2.5-3b", "--budget", "much"], "is no size"),
         (["--model", "qwen2.5-3b", "--shared", "int5"], "shared='int5' is unknown"),

@@ -69,13 +69,14 @@ def test_attention_and_head_stay_where_the_budget_does_not_count_them(skeleton: 
         ("800MiB", "ffn", 800 << 20),
         ("6.8GB", "file", 6_800_000_000),
         ("3.40GB", "paper", int(3.405 * 2**30)),
+        ("1,000,000KiB", "file", 1_000_000 << 10),
     ],
 )
 def test_sizes(text: str, on: Any, count_of: int) -> None:
     assert budget_bytes(text, on) == count_of
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "0", "nan", "3.4GiBs", "3 B", "1e99GiB"])
+@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "0", "nan", "3.4GiBs", "3 B", "1e99GiB", "3,4GiB", "3,4567GiB"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(PlanError, match=r"write 3\.4GiB"):
         budget_bytes(text, "file")

@@ -74,7 +74,13 @@ def test_tokens_of_a_picture(name: str, size: int, tokens: int) -> None:
         ({**SHAPE, "hidden_size": "many"}, "hidden_size='many'"),
         ({**SHAPE, "dtype": "int7"}, "dtype 'int7'"),
         ({**SHAPE, "model_type": "no_such_model"}, "model_type 'no_such_model' is unknown"),
+        ({**SHAPE, "max_position_embeddings": "abc"}, "max_position_embeddings='abc'"),
+        ({**SHAPE, "quantization_config": {"quant_method": "gptq"}}, "is quantised by another method"),
         ({"model_type": "llava", "text_config": 3}, "text_config is not an object"),
+        (
+            {"model_type": "llava", "text_config": SHAPE, "vision_config": {"image_size": 14, "patch_size": 16}},
+            "image_size=14 is smaller than patch_size=16",
+        ),
         ({"model_type": "qwen2", "rope_parameters": 7}, "transformers cannot build this model"),
     ],
 )

@@ -1,5 +1,6 @@
 """What stands beside a plan: peers, devices, measured accuracies."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from mote.checkpoint.accounting import GIB
 from mote.errors import PlanError
 from mote.plan import known
+from mote.plan.budget import Space
 from mote.plan.choice import Choice
 from mote.plan.devices import device
 from mote.plan.measure import Use, measure
@@ -43,6 +45,23 @@ def test_peers_choose_attention_and_head_where_the_budget_counts_them() -> None:
     title = "MoE-LLaVA, 4 experts INT3"
     assert tight[title].file_bytes <= 1.5 * GIB < ample[title].file_bytes <= 1.7 * GIB
     assert (ample[title].choice.attention, ample[title].choice.head) == ("none", "none")
+
+
+def test_what_was_asked_for_is_not_chosen_for_peers_either() -> None:
+    skeleton = open_skeleton("qwen2.5-3b")
+    asked, space = Choice(attention="int4", head="int8"), Space(attention=("int4",), head=("int8",))
+    found = peers(skeleton, round(4.5 * GIB), "file", asked, Use(), space)
+    assert {(peer.plan.choice.attention, peer.plan.choice.head) for peer in found} == {("int4", "int8")}
+
+
+def test_a_larger_model_has_the_same_eyes() -> None:
+    for vision in ("clip-l-336", "dinov2-s-112"):
+        skeleton = open_skeleton("qwen2.5-0.5b", vision=vision)
+        peer = peers(skeleton, None, "file", Choice(), Use(images=2))[-1]
+        other = open_skeleton("qwen2.5-1.5b", vision=vision)
+        assert peer.plan.components == measure(other, peer.plan.choice).components
+        own = measure(skeleton, Choice()).components
+        assert peer.plan.components["vision_tower"] == own["vision_tower"]
 
 
 def test_a_larger_model_is_of_the_same_family() -> None:
@@ -96,8 +115,14 @@ def test_accuracies_stand_beside_the_plan_that_was_measured_only() -> None:
 
 
 def test_a_file_that_is_no_report_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "report.json").write_text("{}", encoding="utf-8")
+    report = json.loads((STUDIES / "small" / "report.json").read_text(encoding="utf-8"))
+    without_low = copy.deepcopy(report)
+    del without_low["accuracy"]["packed"]["average"]["low"]
+    no_experts = copy.deepcopy(report)
+    no_experts["provenance"]["mixture"]["num_experts"] = 0
+    for index, plain in enumerate(({}, [], without_low, no_experts, {"provenance": {"mixture": 3}})):
+        (tmp_path / f"odd{index}").mkdir()
+        (tmp_path / f"odd{index}" / "report.json").write_text(json.dumps(plain), encoding="utf-8")
     assert read_studies(tmp_path) == []
 
 

@@ -34,8 +34,6 @@ GIB = 1 << 30
 BF16_BITS = Fraction(16)
 TWO_BIT = Fraction(2)
 BASE3_BITS = Fraction(8, 5)
-INT4_BITS = Fraction(4)
-INT3_BITS = Fraction(3)
 
 COMPONENTS = (
     *("vision_tower", "connector", "embeddings", "attention", "norms", "dense_ffn", "shared_experts"),
@@ -112,23 +110,6 @@ def paper_gib(
     shared_bits: bits per weight of the shared expert, 0 without one. routed_bits: of the routed experts.
     """
     return float(3 * hidden * ffn * layers * (shared_bits + experts * routed_bits) / 8 / GIB)
-
-
-def paper_row(hidden: int, ffn: int, layers: int) -> dict[str, float]:
-    """One row of the paper's table of memory, GiB: four routed experts in every layer."""
-    columns = {
-        "dense_bf16": (BF16_BITS, Fraction(0)),
-        "moe_llava_bf16": (Fraction(0), BF16_BITS),
-        "mote_2bit": (BF16_BITS, TWO_BIT),
-        "mote_base3": (BF16_BITS, BASE3_BITS),
-        "mote_int4_shared_2bit": (INT4_BITS, TWO_BIT),
-        "mote_int4_shared_base3": (INT4_BITS, BASE3_BITS),
-        "moe_llava_int3": (Fraction(0), INT3_BITS),
-    }
-    return {
-        name: paper_gib(hidden, ffn, layers, shared_bits=shared, routed_bits=routed)
-        for name, (shared, routed) in columns.items()
-    }
 
 
 def paper_gib_of(mote: MoteConfig | None, hidden: int, ffn: int, layers: int) -> float:

@@ -19,6 +19,7 @@ CPU_FEATURES = (
     *("amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve", "bf16"),
 )
 """Flags that decide which kernels run; others are left out."""
+_BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}
 _RESET_PEAK = "5"
 
 
@@ -62,6 +63,12 @@ def source_hash() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@functools.cache
+def processor_has_bf16() -> bool:
+    """Whether the processor of this machine has instructions for products in bf16."""
+    return not _BF16_FEATURES.isdisjoint(_processor()["features"])
 
 
 def _processor() -> dict[str, Any]:

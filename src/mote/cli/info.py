@@ -49,8 +49,8 @@ def print_summary(root: Path, *, as_json: bool) -> None:
 
 def _needs(checkpoint: "Checkpoint") -> "tuple[Resident, int]":
     """What the engine takes for a text and a picture, as `mote plan` counts it, and the tokens of that text."""
+    from mote.checkpoint.environment import processor_has_bf16
     from mote.checkpoint.resident import CONTEXT, resident
-    from mote.plan.devices import this_has_bf16
     from mote.plan.skeleton import of_checkpoint
 
     image_tokens, positions = of_checkpoint(checkpoint)
@@ -59,7 +59,7 @@ def _needs(checkpoint: "Checkpoint") -> "tuple[Resident, int]":
         *(checkpoint.tensors.values(), checkpoint.mote),
         context=context,
         image_tokens=image_tokens,
-        tower_bytes_per_weight=2 if this_has_bf16() else 4,
+        tower_bytes_per_weight=2 if processor_has_bf16() else 4,
         eyes=image_tokens > 0,
     )
     return needs, context

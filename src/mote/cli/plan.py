@@ -91,6 +91,7 @@ def run(
     from mote.plan.skeleton import open_skeleton
     from mote.plan.survey import survey
 
+    _refuse_contradictions(kind, experts, experts_format, codec, placement)
     skeleton = open_skeleton(model, vision=vision, image_size=image_size)
     mixed = kind != "dense"
     asked = Choice(
@@ -125,6 +126,22 @@ def _show(found: "Survey", rows: int, plot: Path | None, *, as_json: bool) -> No
     emit(found.to_dict(), as_json=as_json, lines=() if as_json else lines(found, rows=rows), whole=True)
     if plot is not None and not as_json:
         print(f"\ndrawn: {plot}")
+
+
+def _refuse_contradictions(
+    kind: str, experts: int | None, experts_format: str | None, codec: str | None, placement: str
+) -> None:
+    """Raises PlanError for options that say nothing of what is planned."""
+    from mote.errors import PlanError
+
+    if kind == "dense" and (experts or experts_format or codec or placement != "dense"):
+        raise PlanError(
+            "plan: a dense model has no experts; leave out --experts, --experts-format, --codec and --placement"
+        )
+    if codec and (experts_format or ("ternary" if kind == "mote" else "none")) != "ternary":
+        raise PlanError(
+            f"plan: codec={codec} is for ternary experts; leave out --codec, or say --experts-format ternary"
+        )
 
 
 def _layers(placement: str, skeleton: "Skeleton") -> tuple[int, ...]:

@@ -7,6 +7,7 @@ bytes. How much each is worth is a matter of measured accuracy, which this modul
 list is ordered by the mean bits of the weights that a token is multiplied with, then by the number of experts.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,6 +19,8 @@ from mote.plan.measure import On, Plan, Use, count, measure
 from mote.plan.skeleton import Skeleton
 
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_THOUSANDS = re.compile(r"(?<=\d),(\d{3})(?!\d)")
+"""A comma before three digits; any other could as well mean a decimal point."""
 HEADER = 1 << 16
 """Bytes by which sums of what parts add may be off: offsets in the headers of files have more or fewer digits."""
 OTHERS = tuple(name for name in STORAGES if storage_bits(name) >= 4)
@@ -51,7 +54,7 @@ def budget_bytes(text: str, on: On) -> int:
     GB and MB are powers of 1000, except for the paper's accounting, whose GB are GiB. There a budget is a printed
     figure, and half of its last digit is added: what prints as 3.4 fits 3.4.
     """
-    squeezed = text.strip().replace(" ", "").replace(",", "")
+    squeezed = _THOUSANDS.sub(r"\1", text.strip().replace(" ", ""))
     number = squeezed.rstrip("aAbBgGiIkKmMtT")
     unit = squeezed[len(number) :].lower()
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
-from mote.checkpoint.accounting import BF16_BITS, nominal_bits
+from mote.checkpoint.accounting import BF16_BITS
 from mote.checkpoint.contract import OUTSIDE, CodecName, MoteConfig
 from mote.errors import FormatError, PlanError
 from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat
@@ -140,8 +140,3 @@ def storage_title(storage: str) -> str:
 def storage_bits(storage: str) -> Fraction:
     """Bits a weight of a storage, scales aside; 16 of "none"."""
     return BF16_BITS if storage == "none" else Fraction(int(storage.removeprefix("int")))
-
-
-def routed_bits(choice: Choice, mote: MoteConfig | None) -> Fraction:
-    """Nominal bits of a routed expert's weight; 0 of a dense model."""
-    return Fraction(0) if mote is None or not choice.experts else nominal_bits(mote, routed=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mote.checkpoint.accounting import GIB
-from mote.checkpoint.environment import record_environment
+from mote.checkpoint.environment import processor_has_bf16, record_environment
 from mote.checkpoint.resident import available_memory, total_memory
 from mote.errors import PlanError
 from mote.plan import known
@@ -15,8 +15,6 @@ from mote.plan.measure import Plan
 
 THIS = "this"
 _READ_BYTES = 1 << 27
-_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Features of a processor that computes in bf16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +80,15 @@ def _this() -> Device:
     environment = record_environment()
     memory, free = total_memory(), available_memory()
     if memory is None:
-        raise PlanError("device 'this': this system does not tell its memory; name a device or a --budget")
+        raise PlanError("device 'this': this system does not tell its memory; name another --device")
     return Device(
         name=THIS,
         memory=memory,
         free=memory if free is None else free,
         bandwidth=read_bandwidth(),
-        bf16=this_has_bf16(),
+        bf16=processor_has_bf16(),
         note=f"{environment['cpu']['model']}, {environment['cores']} cores; memory and read bandwidth as found now",
     )
-
-
-def this_has_bf16() -> bool:
-    """Whether the processor of this machine computes in bf16."""
-    return not _BF16.isdisjoint(record_environment()["cpu"]["features"])
 
 
 def read_bandwidth() -> float:

@@ -8,7 +8,8 @@ from typing import Any
 
 from mote.errors import PlanError
 
-TOP_KEYS = ("connector", "image_size", "downsample_factor", "alignment_intermediate_size")
+TOP_KEYS = ("image_size", "downsample_factor", "alignment_intermediate_size")
+"""Of a tower's row, what stands at the top of a config."""
 
 
 @functools.cache
@@ -45,7 +46,7 @@ def joined(text: dict[str, Any], vision: str) -> dict[str, Any]:
         "tie_word_embeddings": text.get("tie_word_embeddings", False),
         "vision_feature_select_strategy": "default" if class_token else "full",
         "vision_feature_layer": -2 if kind == "llava" else -1,
-        **{key: tower[key] for key in TOP_KEYS[1:] if key in tower},
+        **{key: tower[key] for key in TOP_KEYS if key in tower},
     }
 
 

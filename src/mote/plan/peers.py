@@ -1,5 +1,6 @@
 """What else the same bytes buy: the paper's baseline in fewer bits or with fewer experts, and dense models."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from mote.plan.budget import Space, table
 from mote.plan.choice import Choice
 from mote.plan.measure import On, Plan, Use, measure
 from mote.plan.skeleton import Skeleton, of_config
+from mote.plan.tensors import shapes
 
 BASELINES: tuple[tuple[str, int, str], ...] = (
     ("MoE-LLaVA, 4 experts INT3", 4, "int3"),
@@ -31,12 +33,15 @@ class Peer:
         return {**self.plan.to_dict(), "peer": self.title}
 
 
-def peers(skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Use) -> list[Peer]:
+def peers(
+    skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Use, space: Space | None = None
+) -> list[Peer]:
     """The paper's own plan, the baselines, the dense model itself in BF16 and INT4, and the largest known dense model
     of its family that fits `budget` in INT4 (without a budget: the next larger one).
 
-    Attention and head are stored as `fixed` has them, or as wide as a budget that counts them allows.
+    Attention and head are stored as `fixed` has them, or as wide as `space` and a budget that counts them allow.
     """
+    space = space or Space()
     paper = replace(fixed, kind="mote", experts=4, experts_format="ternary", codec="2bit", shared="int4")
     choices = [("the paper's MoTE, 4 x 2 bit + INT4", paper)]
     choices += [(title, _baseline(fixed, experts, storage)) for title, experts, storage in BASELINES]
@@ -45,21 +50,20 @@ def peers(skeleton: Skeleton, budget: int | None, on: On, fixed: Choice, use: Us
     found = []
     for title, choice in choices:
         try:
-            plan = measure(skeleton, _fitted(skeleton, choice, budget, on, use), use)
+            plan = measure(skeleton, _fitted(skeleton, choice, budget, on, space, use), use)
         except FormatError:  # sizes that a format does not hold
             continue
         found.append(Peer(title=title, plan=plan))
-    bigger = _bigger(skeleton, budget, on, dense, use)
+    bigger = _bigger(skeleton, budget, on, dense, space, use)
     return found if bigger is None else [*found, bigger]
 
 
-def _fitted(skeleton: Skeleton, choice: Choice, budget: int | None, on: On, use: Use) -> Choice:
+def _fitted(skeleton: Skeleton, choice: Choice, budget: int | None, on: On, space: Space, use: Use) -> Choice:
     """The peer with the widest attention and head that fit a budget on the file or on memory, as the plans beside it
     may choose theirs; the smallest ones where nothing fits."""
     if budget is None or on in ("paper", "ffn"):
         return choice
-    shared, experts = choice.shared, choice.experts
-    space = Space(experts=(experts,), codecs=(choice.codec,), shared=(shared,))
+    space = replace(space, experts=(choice.experts,), codecs=(choice.codec,), shared=(choice.shared,))
     rows = sorted(table(skeleton, on, choice, space, use), key=lambda row: row[0])
     return next((option for size, option in reversed(rows) if size <= budget), rows[0][1] if rows else choice)
 
@@ -68,10 +72,10 @@ def _baseline(fixed: Choice, experts: int, storage: str) -> Choice:
     return replace(fixed, kind="moe-llava", experts=experts, experts_format=storage, shared="none")
 
 
-def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use: Use) -> Peer | None:
-    """A dense model of the same family with more feed-forward weights, from the table of known models."""
+def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, space: Space, use: Use) -> Peer | None:
+    """A dense model of the same family with more feed-forward weights, from the table of known models, behind the same
+    vision tower; none where no table knows that."""
     weights = skeleton.hidden_size * skeleton.ffn_size * skeleton.layers
-    vision = None if skeleton.image_tokens else "none"
     candidates = []
     for name, row in known.table("models").items():
         more = row["hidden_size"] * row["intermediate_size"] * row["num_hidden_layers"]
@@ -79,9 +83,12 @@ def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use:
             candidates.append((more, name))
     best: Peer | None = None
     for _, name in sorted(candidates):
-        other = of_config(known.model_config(name, vision), name, "the table of known models")
+        config = _behind_the_same_eyes(known.model_config(name, "none"), skeleton)
+        if shapes(config) is None:
+            continue
+        other = replace(of_config(config, name, "the table of known models"), image_tokens=skeleton.image_tokens)
         try:
-            plan = measure(other, _fitted(other, choice, budget, on, use), use)
+            plan = measure(other, _fitted(other, choice, budget, on, space, use), use)
         except (FormatError, PlanError):
             continue
         if best is not None and plan.bytes(on) > (budget or 0):
@@ -89,6 +96,13 @@ def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, use:
         if best is None or budget is not None:
             best = Peer(title=f"{name} dense INT4", plan=plan)
     return best
+
+
+def _behind_the_same_eyes(text: Mapping[str, Any], skeleton: Skeleton) -> Mapping[str, Any]:
+    """The config of a language model in the place of the one in `skeleton`."""
+    if not skeleton.image_tokens:
+        return text
+    return {**skeleton.config, "text_config": text, "tie_word_embeddings": text.get("tie_word_embeddings", False)}
 
 
 def _family(skeleton: Skeleton) -> set[str]:

@@ -8,11 +8,11 @@ it imports torch). A hub id is left to transformers' own cache and download.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mote.checkpoint.contract import MoteConfig
+from mote.checkpoint.contract import QUANT_METHOD, MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import decoder_prefixes
 from mote.checkpoint.planned import with_sizes
@@ -34,7 +34,7 @@ class Skeleton:
 
     name: for titles. source: where its shapes were read. tensors: in the order of a file. hidden_size, ffn_size,
     layers: H, F, L. image_tokens: of one picture, 0 without eyes. positions: the longest text, 0 if not stated.
-    model_type: of the language model.
+    model_type: of the language model. config: the whole config.json, that of an up-cycled model's base.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Skeleton:
     image_tokens: int = 0
     positions: int = 0
     model_type: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_skeleton(model: str, *, vision: str | None = None, image_size: int = 0) -> Skeleton:
@@ -136,7 +137,9 @@ def _of_config_file(path: Path, name: str, vision: str | None, image_size: int) 
     plain = {"model_type": plain.get("base_model_type"), **plain}
     if plain["model_type"] == "mote_lmm":
         plain["model_type"] = plain.get("base_model_type")
-    plain.pop("quantization_config", None)
+    own = plain.get("quantization_config")
+    if isinstance(own, dict) and own.get("quant_method") == QUANT_METHOD:
+        del plain["quantization_config"]
     if vision is not None and isinstance(plain.get("text_config"), dict):
         if vision != "none":
             raise PlanError(f"{path}: has a vision tower of its own; drop --vision, or say --vision none")
@@ -171,6 +174,7 @@ def _skeleton(
         image_tokens=image_tokens(config, image_size),
         positions=int(text.get("max_position_embeddings") or 0),
         model_type=str(text.get("model_type", "")),
+        config=config,
     )
 
 
@@ -191,7 +195,8 @@ def _check(config: Mapping[str, Any], where: str) -> None:
 def _check_sizes(config: Mapping[str, Any], where: str) -> None:
     for key in (
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-        *("head_dim", "vocab_size", "patch_size", "image_size", "mlp_ratio", "downsample_factor"),
+        *("head_dim", "vocab_size", "patch_size", "image_size", "num_channels", "mlp_ratio", "downsample_factor"),
+        *("max_position_embeddings", "alignment_intermediate_size", "mm_tokens_per_image", "image_seq_length"),
     ):
         value = config.get(key)
         if value is None or isinstance(value, list):
@@ -200,6 +205,9 @@ def _check_sizes(config: Mapping[str, Any], where: str) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not (whole or (key == "mlp_ratio" and isinstance(value, float))) or not 0 < value <= limit:
             raise PlanError(f"{where}: {key}={value!r} is not a whole number from 1 to {limit}; correct it")
+    side, patch = config.get("image_size"), config.get("patch_size")
+    if isinstance(side, int) and isinstance(patch, int) and side < patch:
+        raise PlanError(f"{where}: image_size={side} is smaller than patch_size={patch}; correct it")
 
 
 def _dtype(config: Mapping[str, Any], where: str) -> str:

@@ -5,12 +5,13 @@ formats, in all layers, makes a file of that size, eyes included. Nothing is int
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mote.checkpoint.contract import OUTSIDE
+from mote.errors import MoteError
 from mote.plan.choice import CODECS, Choice
 from mote.plan.measure import Plan, Use, count
 from mote.plan.skeleton import Skeleton
@@ -31,40 +32,52 @@ class Measured:
     source: str
 
 
-def read_studies(folder: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """(name, report) of every readable report.json below `folder`; a file that is no report is passed over."""
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """packed: what was measured. file_bytes: of its checkpoint. accuracy: of it and of the dense model behind it."""
+
+    packed: Choice
+    file_bytes: int
+    accuracy: Mapping[str, Measured]
+
+
+def read_studies(folder: Path) -> list[Study]:
+    """Every report.json below `folder` of a packed model that a plan can describe; other files are passed over."""
     found = []
     for path in sorted(folder.glob("*/report.json")):
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            report["accuracy"]["packed"]["average"]["value"], report["provenance"]["mixture"]["num_experts"]
-            report["bytes"]["checkpoint"], report["provenance"]["split"]
-        except (OSError, ValueError, KeyError, TypeError):
+            study = _study(json.loads(path.read_text(encoding="utf-8")), f"{path.parent.name}/{path.name}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, MoteError):
             continue
-        found.append((f"{path.parent.name}/{path.name}", report))
+        if study is not None:
+            found.append(study)
     return found
 
 
-def measured(skeleton: Skeleton, plan: Plan, reports: list[tuple[str, Mapping[str, Any]]]) -> list[Measured]:
-    """What the reports say of exactly this plan: the packed model's, or for a dense one in BF16 the dense model's."""
+def _study(report: Mapping[str, Any], source: str) -> Study | None:
+    mixture, split = report["provenance"]["mixture"], str(report["provenance"]["split"])
+    if mixture.get("shared", {}).get("quantizer", "none") != "none" or mixture.get("codec") not in CODECS:
+        return None
+    accuracy = {}
+    for series in ("dense", "packed"):
+        score = report["accuracy"][series]["average"]
+        value, low, high = (float(score[key]) for key in ("value", "low", "high"))
+        accuracy[series] = Measured(value=value, low=low, high=high, n=int(score["n"]), split=split, source=source)
+    packed = Choice(experts=int(mixture["num_experts"]), codec=mixture["codec"])
+    return Study(packed=packed, file_bytes=int(report["bytes"]["checkpoint"]), accuracy=accuracy)
+
+
+def measured(skeleton: Skeleton, plan: Plan, studies: Sequence[Study]) -> list[Measured]:
+    """What the studies say of exactly this plan: the packed model's, or for a dense one in BF16 the dense model's."""
     choice, found = plan.choice, []
     if choice.layers or any(getattr(choice, name) != "none" for name in ("shared", *OUTSIDE)):
         return []
-    for source, report in reports:
-        mixture = report["provenance"]["mixture"]
-        if mixture.get("shared", {}).get("quantizer", "none") != "none" or mixture.get("codec") not in CODECS:
+    for study in studies:
+        packed = study.packed
+        alike = replace(choice, group=packed.group, symmetric=packed.symmetric) == packed
+        if choice.kind != "dense" and not alike:
             continue
-        packed = Choice(experts=mixture["num_experts"], codec=mixture["codec"])
         size = count(skeleton, packed, "file", Use())
-        if abs(size - report["bytes"]["checkpoint"]) > TOLERANCE * size:
-            continue
-        if choice.kind == "dense":
-            series = "dense"
-        elif replace(choice, group=packed.group, symmetric=packed.symmetric) == packed:
-            series = "packed"
-        else:
-            continue
-        score = report["accuracy"][series]["average"]
-        values = {key: score[key] for key in ("value", "low", "high", "n")}
-        found.append(Measured(**values, split=report["provenance"]["split"], source=source))
+        if abs(size - study.file_bytes) <= TOLERANCE * size:
+            found.append(study.accuracy["dense" if choice.kind == "dense" else "packed"])
     return found

@@ -76,7 +76,7 @@ def survey(
 ) -> Survey:
     """Measures `asked`, its peers, and with a budget ("3.4GiB", or "device" for what the first device has free) the
     plans for it. Raises PlanError or FormatError as `measure`, `search` and `device` do."""
-    there = [device(name) for name in devices]
+    there, space = [device(name) for name in devices], space or Space()
     use = replace(use, bf16=there[0].bf16).check(skeleton)
     kind = on or ("resident" if budget == FROM_DEVICE else "paper")
     if kind not in KINDS:
@@ -88,8 +88,8 @@ def survey(
     if limit is not None:
         if asked.kind != "mote" or asked.experts_format != "ternary":
             raise PlanError("budget: searches MoTE with ternary experts; drop --kind and --experts-format")
-        found = search(skeleton, limit, counted, asked, space or Space(), use)
-    beside = peers(skeleton, limit, counted, asked, use)
+        found = search(skeleton, limit, counted, asked, space, use)
+    beside = peers(skeleton, limit, counted, asked, use, space)
     reports = read_studies(studies)
     plans = [plan, *(found.plans if found else ()), *(peer.plan for peer in beside)]
     accuracies = {one.choice.title(): measured(skeleton, one, reports) for one in plans if one.model == skeleton.name}
