@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import mote
+from mote.checkpoint.resident import LIBRARY_BYTES
 from mote.checkpoint.verify import verify
 from mote.compress.calibration import read_calibration, text_batches
 from mote.compress.config import PackConfig
@@ -15,7 +16,7 @@ from mote.compress.methods import awq, gptq
 from mote.compress.quantize import quantize_checkpoint
 from mote.compress.quantize_config import QuantizeConfig
 from mote.compress.stream import pack_checkpoint, what_to_pack
-from mote.compress.walk import walk
+from mote.compress.walk import walk, walk_memory
 from mote.errors import CheckpointError, DataError, FormatError, RecipeError
 from mote.model.block import blocks
 from mote.model.opening import open_model, open_processor
@@ -71,7 +72,11 @@ def test_a_file_holds_what_the_walk_left_in_the_model(family, method, kind, sour
     assert verify(written.root).problems == []
     model = open_model(checkpoint)
     contract = what_to_pack(mote.Checkpoint.open(checkpoint), config)[0].contract
-    read = read_calibration(data, model, open_processor(checkpoint, model), samples=8, max_length=512, seed=0)
+    told, settings = [], {"samples": 8, "max_length": 512, "seed": 0}
+    processor = open_processor(checkpoint, model)
+    read = read_calibration(data, model, processor, **settings, progress=lambda *pictures: told.append(pictures))
+    assert sum(count for count, _ in told) == read.pictures
+    assert {total for _, total in told} <= {read.pictures}
     walk(model, contract, read.batches, gptq.Gptq() if method == "gptq" else awq.Awq(read.tokens), keep=True)
     quantized = dict(model.named_parameters())
     decoded = _decoded(loaded := _loaded(written.root, family))
@@ -219,6 +224,20 @@ def test_ternary_experts_that_no_token_went_to_are_named(source, tmp_path):
     assert walk(model, contract, batches, gptq.Gptq()).not_routed == {0: [1, 2], 1: [1, 2]}
 
 
+@pytest.mark.parametrize("method", [gptq.Gptq(), awq.Awq(96)])
+def test_memory_of_a_walk_is_its_hidden_states_and_one_layers_inputs(method, source):
+    checkpoint = source("llama", "moe_llava")
+    model = open_model(checkpoint)
+    config = QuantizeConfig(method="gptq", shared="none", attention="int8", experts="int4", group=32)
+    contract = what_to_pack(mote.Checkpoint.open(checkpoint), config)[0].contract
+    inputs = method.input_bytes
+    hidden, ffn = model.config.hidden_size, model.config.intermediate_size
+    experts = contract.num_experts * (inputs(hidden) + inputs(ffn))
+    # q, whose inputs k and v read too, and o
+    expected = 4 * 96 * hidden + inputs(hidden) + inputs(contract.query_size) + experts
+    assert walk_memory(model, contract, 96, method).total - LIBRARY_BYTES == expected
+
+
 def test_experts_without_shared_ones_are_asked_for_by_name(source, tmp_path):
     checkpoint, out = source("llama", "moe_llava"), tmp_path / "out"
     with pytest.raises(FormatError, match="say experts=int4"):
@@ -313,11 +332,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, write_mix, tmp_path, m
     data = write_mix()
     refused(
         DataError,
-        "no answer fits into 6",
+        "no answer fits into max_length=6",
         config=QuantizeConfig(method="gptq", group=32, max_length=6),
         calibration=data,
     )
-    monkeypatch.setattr("mote.checkpoint.writer.shutil.disk_usage", lambda path: type("", (), {"free": 10})())
+    monkeypatch.setattr("mote.checkpoint.atomic.shutil.disk_usage", lambda path: type("", (), {"free": 10})())
     refused(CheckpointError, "free space there", calibration=data)
     monkeypatch.undo()
     packed = mote.pack(checkpoint, tmp_path / "packed")

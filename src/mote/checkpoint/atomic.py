@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -133,12 +134,33 @@ def remove_stale(out: Path) -> None:
 
 
 def check_target(out: Path, *, force: bool, source: Path | None) -> None:
-    """Raises CheckpointError where `new_directory` would refuse `out`, for a stage that works long before it writes."""
+    """Raises CheckpointError where `new_directory` would refuse `out`, or could not write beside it, for a stage that
+    works long before it writes."""
     place = out.resolve()
     if source is not None and Path(source).resolve() in (place, *place.parents):
         raise CheckpointError(f"{out}: is the input {source} or lies in it; choose another --out")
-    if not os.path.lexists(out):
-        return
+    if os.path.lexists(out):
+        _check_replaceable(out, place, force=force, source=source)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass
+    except OSError as error:
+        raise write_error(out, error) from None
+
+
+def check_space(out: Path, nbytes: int) -> None:
+    """Raises CheckpointError where the disk of `out`, whose parent exists, has less than `nbytes` free."""
+    free = shutil.disk_usage(out.resolve().parent).free
+    if free < nbytes:
+        raise CheckpointError(
+            f"{out}: needs {nbytes / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; "
+            "free space there or choose another --out"
+        )
+
+
+def _check_replaceable(out: Path, place: Path, *, force: bool, source: Path | None) -> None:
+    """Raises CheckpointError for an `out`, at `place`, that exists and may not be replaced."""
     if out.is_symlink() or not out.is_dir():
         raise CheckpointError(f"{out}: exists and is not a directory; choose another --out")
     if not any(out.iterdir()):

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mote.checkpoint.atomic import new_directory
+from mote.checkpoint.atomic import check_space, new_directory
 from mote.checkpoint.header import PlannedTensor, build_header, data_order, dtype_name
 from mote.checkpoint.lineage import MOTE_FILE, Provenance, pretty_json, seal
 from mote.checkpoint.shards import CONFIG_FILE, INDEX_FILE, SINGLE_FILE, Checkpoint
@@ -68,7 +68,7 @@ def write_checkpoint(
     out = Path(out)
     shards = _plan(tensors, max_shard_bytes)
     with new_directory(out, force=force, source=carry_from) as partial:
-        _check_space(out, partial, tensors)
+        check_space(out, sum(tensor.nbytes for tensor in tensors))
         if carry_from is not None:
             _carry(Path(carry_from), partial, carried)
         for name, data in {**(files or {}), CONFIG_FILE: pretty_json(config)}.items():
@@ -134,15 +134,6 @@ def _index(shards: dict[str, list[PlannedTensor]]) -> dict[str, Any]:
         "metadata": {"total_size": sum(tensor.nbytes for planned in shards.values() for tensor in planned)},
         "weight_map": {tensor.name: shard for shard, planned in shards.items() for tensor in planned},
     }
-
-
-def _check_space(out: Path, partial: Path, tensors: Sequence[PlannedTensor]) -> None:
-    needed, free = sum(tensor.nbytes for tensor in tensors), shutil.disk_usage(partial).free
-    if needed > free:
-        raise CheckpointError(
-            f"{out}: needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; "
-            "free space there or choose another --out"
-        )
 
 
 def _carry(source: Path, target: Path, carried: Sequence[str]) -> None:

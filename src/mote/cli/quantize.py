@@ -73,7 +73,7 @@ def run(
     options = {**storages, "method": method, "group": group, "samples": samples, "symmetric": symmetric}
     given = [f"{name}={str(value).lower()}" for name, value in options.items() if value is not None]
     config = resolve(QuantizeConfig, "quantize", None, [*(set_ or ()), *given], seed)
-    with counted_in_turn("calibrating", "quantising") as (layers, written):
-        progress = Progress(layers=layers, written=written)
+    with counted_in_turn("looking at pictures", "calibrating", "quantising") as (pictures, layers, written):
+        progress = Progress(pictures=pictures, layers=layers, written=written)
         quantize_checkpoint(checkpoint, out, config, calibration=calibration, force=force, progress=progress)
     print_summary(out, as_json=as_json)

@@ -5,7 +5,7 @@ Conversations of equal length go together, so that no batch has padding, which e
 Shape suffixes: B conversations of a batch, T tokens, P vision tokens before the connector, D their width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,21 @@ def calibration_file(data: Path) -> Path:
 
 
 def read_calibration(
-    data: Path, model: Any, processor: Any, *, samples: int, max_length: int, seed: int, pictures: bool = True
+    data: Path,
+    model: Any,
+    processor: Any,
+    *,
+    samples: int,
+    max_length: int,
+    seed: int,
+    pictures: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """A sample of `data` (see `calibration_file`) as batches for `model`.
 
     samples: conversations, drawn without replacement, or all where there are fewer. max_length: tokens that one is cut
-    to. pictures: whether a sample without any is an error for a model that has eyes. Raises DataError: bad rows, a
+    to. pictures: whether a sample without any is an error for a model that has eyes. progress: is told (pictures that
+    the tower has just seen, all). Raises DataError: bad rows, a
     picture that cannot be read, no picture at all, pictures for a model without eyes.
     """
     path = calibration_file(data)
@@ -78,7 +87,8 @@ def read_calibration(
             f"{path}: none of {len(chosen)} conversations has a picture, which this model was made for; calibrate on a "
             "sample of its training mix, or say --set pictures=false"
         )
-    batches = _batches(chosen, model, processor, max_length)
+    told = None if progress is None else lambda count: progress(count, len(seen))
+    batches = _batches(chosen, model, processor, max_length, told)
     return Calibration(batches=batches, sha256=file_hash(path), samples=len(chosen), pictures=len(seen))
 
 
@@ -88,7 +98,9 @@ def text_batches(ids: Sequence[int], *, window: int, count: int) -> tuple[Batch,
     return tuple(Batch(ids=part) for part in torch.split(rows, BATCH // 4))
 
 
-def _batches(chosen: list[Conversation], model: Any, processor: Any, max_length: int) -> tuple[Batch, ...]:
+def _batches(
+    chosen: list[Conversation], model: Any, processor: Any, max_length: int, told: Callable[[int], None] | None
+) -> tuple[Batch, ...]:
     parts = anatomy(model)
     features = PictureFeatures(model, processor, None) if parts.vision_tower is not None else None
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -112,5 +124,7 @@ def _batches(chosen: list[Conversation], model: Any, processor: Any, max_length:
             part = same[start : start + BATCH]
             paths = [path for _, path in part if path is not None]
             seen = features(paths) if features is not None and paths else None
+            if told is not None and paths:
+                told(len(paths))
             batches.append(Batch(ids=torch.tensor([ids for ids, _ in part]), features=seen))
     return tuple(batches)

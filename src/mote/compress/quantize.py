@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mote.checkpoint.atomic import check_target
+from mote.checkpoint.atomic import check_space, check_target
 from mote.checkpoint.layout import VISION, decoder_prefixes
 from mote.checkpoint.lineage import Provenance, file_hash, pretty_json
 from mote.checkpoint.resident import loaded, warn_of_memory
@@ -22,8 +22,8 @@ from mote.compress.calibration import Calibration, calibration_file, read_calibr
 from mote.compress.methods import awq, gptq, hqq
 from mote.compress.methods.libraries import version
 from mote.compress.quantize_config import QuantizeConfig
-from mote.compress.stream import Given, pack_checkpoint, what_to_pack
-from mote.compress.walk import HEAD, Calibrated, Place, Walked, walk
+from mote.compress.stream import Given, pack_checkpoint, packed_bytes, what_to_pack
+from mote.compress.walk import HEAD, Calibrated, Place, Walked, walk, walk_memory
 from mote.errors import RecipeError
 from mote.model.opening import open_model, open_processor
 from mote.model.packed import PackedMatrix
@@ -35,8 +35,10 @@ REPORT_FILE = "quantize.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What is told how far the work is: layers (one more, all), then bytes (as `write_checkpoint`)."""
+    """What is told how far the work is: pictures (so many more, all), layers likewise, then bytes (as
+    `write_checkpoint`)."""
 
+    pictures: Callable[[int, int], None] | None = None
     layers: Callable[[int, int], None] | None = None
     written: Callable[[int, int], None] | None = None
 
@@ -68,7 +70,10 @@ def quantize_checkpoint(
         raise RecipeError(
             f"quantize: method {config.method} reads no data; say --method gptq or awq, or leave --calibration out"
         )
-    read = calibration_file(calibration) if config.calibrated and calibration is not None else None
+    read = None
+    if calibration is not None:
+        read = calibration_file(calibration)
+        check_space(out, packed_bytes(source, config))
     provenance = Provenance.start(
         "quantize",
         config=config,
@@ -104,8 +109,10 @@ def _calibrate(
     warn_of_memory(loaded(source.tensors.values(), source.mote), str(checkpoint), stacklevel=4)
     model = open_model(checkpoint)
     settings = {name: getattr(config, name) for name in ("samples", "max_length", "seed", "pictures")}
-    read = read_calibration(data, model, open_processor(checkpoint, model), **settings)
+    processor = open_processor(checkpoint, model)
+    read = read_calibration(data, model, processor, **settings, progress=progress.pictures)
     method: Calibrated = gptq.Gptq() if config.method == "gptq" else awq.Awq(tokens=read.tokens)
+    warn_of_memory(walk_memory(model, contract, read.tokens, method), str(checkpoint), stacklevel=4)
     walked = walk(model, contract, read.batches, method, precision=config.precision, progress=progress.layers)
     _warn_of_experts(walked)
     return walked, {"calibration": _about(read), "not_routed": walked.not_routed}

@@ -29,7 +29,7 @@ class QuantizeConfig(PackConfig):
     shared: Storage | Literal["auto"] = AUTO  # type: ignore[assignment]
     method: Method = "rtn"
     samples: int = 512
-    max_length: int = 512
+    max_length: int = 2048
     pictures: bool = True
     seed: int = 0
     precision: Precision = "auto"

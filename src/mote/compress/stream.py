@@ -17,7 +17,7 @@ from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import Expected, Linear, codec_of, decoder_prefixes
 from mote.checkpoint.lineage import Provenance
 from mote.checkpoint.shards import Checkpoint
-from mote.checkpoint.writer import DEFAULT_SHARD_BYTES, write_checkpoint
+from mote.checkpoint.writer import DEFAULT_SHARD_BYTES, planned_files, write_checkpoint
 from mote.compress.config import PackConfig
 from mote.compress.targets import Targets, find_targets
 from mote.errors import CheckpointError, FormatError
@@ -71,6 +71,11 @@ def pack_checkpoint(
         force=force,
         progress=progress,
     )
+
+
+def packed_bytes(source: Checkpoint, config: PackConfig) -> int:
+    """Bytes of the weight files that `pack_checkpoint` will write."""
+    return sum(planned_files(_Packer(source, *what_to_pack(source, config), None).plan()).values())
 
 
 def what_to_pack(source: Checkpoint, config: PackConfig) -> tuple[Targets, str]:

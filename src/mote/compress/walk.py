@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.layout import ATTENTION, MATRICES
+from mote.checkpoint.resident import Resident
 from mote.compress.calibration import Batch
 from mote.model.block import MoteBlock, QuantizedLinear
 from mote.model.experts import FloatExperts
@@ -32,6 +33,7 @@ from mote.ternary.round_to_nearest import nearest
 READ_ALIKE = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}
 """Matrix -> another one that reads the same, whose inputs are watched in its stead."""
 HEAD = (-1, "head")
+EXPERTS = "mlp.experts."
 
 
 class Inputs(Protocol):
@@ -47,6 +49,9 @@ class Calibrated(Protocol):
 
     def inputs(self, name: str, cols: int) -> Any:
         """A new, empty record for a matrix of that name and so many columns."""
+
+    def input_bytes(self, cols: int) -> int:
+        """Memory that such a record takes at most."""
 
     def quantize(self, w_NK: Tensor, inputs: Any, fmt: WeightFormat) -> IntegerWeight:
         """The integers of one matrix."""
@@ -96,11 +101,12 @@ def walk(
     for index, layer in enumerate(layers):
         layer.float()
         with walker.watching(layer, index) as sites, forward:
-            if sites:
-                _through(layer, hidden, calls[index])
+            for _ in _through(layer, hidden, calls[index]) if sites else ():
+                pass
         walker.quantize(layer, index, sites)
         with forward:
-            hidden = _through(layer, hidden, calls[index])
+            for batch, out in enumerate(_through(layer, hidden, calls[index])):
+                hidden[batch] = out
         calls[index] = []
         if not keep:
             _let_go(layer)
@@ -111,36 +117,51 @@ def walk(
     return walker.walked
 
 
+def walk_memory(model: Any, contract: MoteConfig, tokens: int, method: Calibrated) -> Resident:
+    """Memory that `walk` takes beside the model's weights: hidden states of all tokens, and of one layer the inputs."""
+    walker = _Walker(contract, method)
+    layers: Any = anatomy(model).decoder.layers
+    embedding: Any = embedding_of(model)
+    kept = [sum(map(method.input_bytes, walker.watched(layer, i).values())) for i, layer in enumerate(layers)]
+    hidden = 4 * tokens * embedding.weight.shape[1]
+    return Resident(weights=0, copies=0, cache=0, pictures=0, working=hidden + max(kept, default=0))
+
+
 class _Walker:
     def __init__(self, contract: MoteConfig, method: Calibrated) -> None:
         self._contract, self._method = contract, method
         self.walked = Walked()
 
-    @contextmanager
-    def watching(self, layer: Any, index: int) -> "Iterator[dict[str, Any]]":
-        """Yields what the matrices to quantise read inside of the `with`, by the name of the one that is watched; for
-        the experts of a layer, "mlp.experts.up_proj.<expert>"."""
-        sites: dict[str, Any] = {}
-        handles = []
+    def watched(self, layer: Any, index: int) -> dict[str, int]:
+        """Name -> columns of the matrices whose inputs are needed; of experts "mlp.experts.up_proj.<expert>"."""
+        found: dict[str, int] = {}
         for name in self._linears(layer, index):
             owner, _, last = name.rpartition(".")
-            watched = f"{owner}.{READ_ALIKE.get(last, last)}"
-            if watched in sites:
-                continue
-            module = layer.get_submodule(watched)
-            sites[watched] = self._method.inputs(watched, module.weight.shape[1])
-            handles.append(module.register_forward_pre_hook(_recorder(sites[watched])))
+            read = f"{owner}.{READ_ALIKE.get(last, last)}"
+            found[read] = layer.get_submodule(read).weight.shape[1]
+        experts = self._experts(layer)
+        if experts is not None and integer_codec(self._contract.routed):
+            for name in ("up_proj", "down_proj"):
+                cols = getattr(experts, name).shape[-1]
+                found |= {f"{EXPERTS}{name}.{expert}": cols for expert in range(experts.num_experts)}
+        return found
+
+    @contextmanager
+    def watching(self, layer: Any, index: int) -> "Iterator[dict[str, Any]]":
+        """Yields what the matrices of `watched` read inside of the `with`, by name."""
+        sites = {name: self._method.inputs(name, cols) for name, cols in self.watched(layer, index).items()}
+        handles = [
+            layer.get_submodule(name).register_forward_pre_hook(_recorder(inputs))
+            for name, inputs in sites.items()
+            if not name.startswith(EXPERTS)
+        ]
         experts = self._experts(layer)
         routed = [0] * (experts.num_experts if experts is not None else 0)
-        if experts is not None and integer_codec(self._contract.routed):
-            if experts.gain is not None:  # a packed file has no place for it but the matrix
+        if experts is not None:
+            if experts.gain is not None and integer_codec(self._contract.routed):
+                # A packed file has no place for it but the matrix.
                 experts.down_proj.mul_(experts.gain[:, None, None])
                 experts.gain.fill_(1)
-            for name in ("up_proj", "down_proj"):
-                stack = getattr(experts, name)
-                for expert in range(experts.num_experts):
-                    sites[f"mlp.experts.{name}.{expert}"] = self._method.inputs(name, stack.shape[-1])
-        if experts is not None:
             experts.watch = _expert_recorder(sites, routed)
         try:
             yield sites
@@ -190,7 +211,7 @@ class _Walker:
         fmt = self._contract.routed
         for expert in range(experts.num_experts):
             weights = {name: getattr(experts, name)[expert] for name in MATRICES}
-            read = {name: sites[f"mlp.experts.{name}.{expert}"] for name in ("up_proj", "down_proj")}
+            read = {name: sites[f"{EXPERTS}{name}.{expert}"] for name in ("up_proj", "down_proj")}
             if not read["up_proj"].rows:
                 quantized = {name: nearest(weight, fmt) for name, weight in weights.items()}
             else:
@@ -237,7 +258,7 @@ def _expert_recorder(sites: Mapping[str, Inputs], routed: list[int]) -> Callable
         for expert in range(len(offsets) - 1):
             if name == "up_proj":
                 routed[expert] += offsets[expert + 1] - offsets[expert]
-            if inputs := sites.get(f"mlp.experts.{name}.{expert}"):
+            if inputs := sites.get(f"{EXPERTS}{name}.{expert}"):
                 _record(inputs, x_RK[offsets[expert] : offsets[expert + 1]])
 
     return record
@@ -280,12 +301,11 @@ def _enter(model: Any, layers: Any, batches: Sequence[Batch]) -> tuple[list[Tens
     return hidden, calls
 
 
-def _through(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[Call]) -> list[Tensor]:
-    outputs = []
+def _through(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[Call]) -> Iterator[Tensor]:
+    """What the layer gives for each batch, one after the other."""
     for h_BTH, (args, kwargs) in zip(hidden, calls, strict=True):
         out = layer(h_BTH, *args, **kwargs)
-        outputs.append(out[0] if isinstance(out, tuple) else out)
-    return outputs
+        yield out[0] if isinstance(out, tuple) else out
 
 
 def _let_go(layer: nn.Module) -> None:

@@ -184,7 +184,7 @@ def _cut(rendered: Rendered, length: int, conversation: Conversation) -> Rendere
     if (rendered.image_slots and rendered.image_slots[-1] >= length) or not any(mask):
         where = conversation.where or conversation.id
         raise DataError(
-            f"{where}: {len(rendered)} tokens, no answer fits into {length}; raise the length or drop the row"
+            f"{where}: {len(rendered)} tokens, no answer fits into max_length={length}; raise it or drop the row"
         )
     return Rendered(ids=rendered.ids[:length], loss_mask=mask, image_slots=rendered.image_slots)
 

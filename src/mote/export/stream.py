@@ -1,6 +1,5 @@
 """Writing a GGUF file as a stream, one tensor in memory at a time; it appears whole or not at all."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mote.checkpoint.atomic import new_file
-from mote.errors import CheckpointError, FormatError
+from mote.checkpoint.atomic import check_space, new_file
+from mote.errors import FormatError
 from mote.export.ggml import Bytes, GgmlType
 
 
@@ -65,7 +64,7 @@ def write_files(
     with ExitStack() as stack:
         # Left in the opposite order, so that the first one, which stands for all, appears last.
         partials = [stack.enter_context(new_file(file.path, force=force, source=source)) for file in files]
-        _check_space(files[0].path, partials[0], total)
+        check_space(files[0].path, total)
         for file, partial in zip(files, partials, strict=True):
             _write(file, partial, None if progress is None else lambda count: progress(count, total))
 
@@ -103,12 +102,3 @@ def _closing(writer: Any) -> Iterator[None]:
         yield
     finally:
         writer.close()
-
-
-def _check_space(out: Path, partial: Path, needed: int) -> None:
-    free = shutil.disk_usage(partial.parent).free
-    if needed > free:
-        raise CheckpointError(
-            f"{out}: needs {needed / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; "
-            "free space there or choose another --out"
-        )

@@ -57,7 +57,11 @@ class Awq:
 
     def inputs(self, name: str, cols: int) -> Inputs:
         """A record of the inputs of the matrix `name`."""
-        return Inputs(min(1.0, ROWS / self.tokens) if name.endswith("down_proj") else 0.0)
+        return Inputs(min(1.0, ROWS / self.tokens) if "down_proj" in name else 0.0)
+
+    def input_bytes(self, cols: int) -> int:
+        """Of the sampled rows."""
+        return 4 * cols * ROWS
 
     def quantize(self, w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
         """w_NK [N, K] rounded to nearest."""

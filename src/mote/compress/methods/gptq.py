@@ -56,6 +56,10 @@ class Gptq:
         """A record of the inputs of the matrix `name`."""
         return Inputs(cols)
 
+    def input_bytes(self, cols: int) -> int:
+        """Of H."""
+        return 4 * cols * cols
+
     def quantize(self, w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
         """See `quantize`."""
         return quantize(w_NK, inputs, fmt)
