@@ -225,8 +225,8 @@ def quantize(model: Any, setting: Setting, subject: Subject) -> None:
                 module.weight.copy_(dequantize_integers(rounded(module.weight, contract.shared), contract.shared))
 
 
-def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str, Any]:
-    """One row; before: losses of the model as it is, empty for that row itself."""
+def measure(setting: Setting, subject: Subject, before: list[float], git: str | None) -> dict[str, Any]:
+    """One row; before: losses of the model as it is, empty for that row itself. git: the commit that runs."""
     start = time.perf_counter()
     model = subject.load()
     if setting.bits:
@@ -246,7 +246,7 @@ def measure(setting: Setting, subject: Subject, before: list[float]) -> dict[str
         apart = divergences(model, subject)
         low, high = bootstrap(apart)
         row["divergence"] = {"value": round(sum(apart) / len(apart), 5), "low": round(low, 5), "high": round(high, 5)}
-    row["measured"] = {"date": datetime.date.today().isoformat(), "git": header({})["git"]}
+    row["measured"] = {"date": datetime.date.today().isoformat(), "git": git}
     row["losses"] = [round(x, 5) for x in found]
     return row
 
@@ -268,7 +268,7 @@ def main() -> None:
     if report["settings"] != about:
         raise SystemExit(f"ptq: {a.out} holds rows of another text or other windows; name another file by --out")
     rows: list[dict[str, Any]] = report["rows"]
-    start = time.perf_counter()
+    start, git = time.perf_counter(), header({})["git"]  # not after hours, when the source is another
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix, a.precision)
         mix = a.mix is not None and "vision" in _config(Path(path))
@@ -282,7 +282,7 @@ def main() -> None:
             before: list[float] = next((row["losses"] for row in rows if asked <= row.items()), [])
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             with products(a.precision):
-                rows.append(measure(setting, subject, before))
+                rows.append(measure(setting, subject, before, git))
             save(a.out, {}, rows, settings=about)
             shown = {key: value for key, value in rows[-1].items() if key != "losses"}
             print(json.dumps(shown), flush=True)
