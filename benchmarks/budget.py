@@ -31,8 +31,8 @@ BUDGETS = (2, 3, 4, 6, 8)
 STYLE = {
     "mote": ("#2f81f7", (4, 8)),
     "moe4": ("#d29922", (5, -13)),
-    "moe3": ("#b5541c", (5, -13)),
-    "moe2": ("#8250df", (-28, -14)),
+    "moe3": ("#b5541c", (-30, -12)),
+    "moe2": ("#8250df", (6, 6)),
     "dense": ("#57606a", (-12, 12)),
 }
 """Colour of a family, and where its labels stand."""
@@ -300,12 +300,15 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     axes[0].spines["bottom"].set_visible(False)
     axes[0].tick_params(bottom=False, which="both")
     axes[1].set_ylim(*_limits(best, broken=True))
+    cut = {"marker": [(-1, -0.6), (1, 0.6)], "markersize": 8, "color": INK, "clip_on": False}
+    axes[0].plot(0, 0, transform=axes[0].transAxes, **cut)
+    axes[1].plot(0, 1, transform=axes[1].transAxes, **cut)
     ticks = [25, 50, 100, 200, 400, 800]
     axes[1].set_xticks(ticks, map(str, ticks))
     axes[1].minorticks_off()
     axes[1].set_xlabel("feed-forward networks as stored, MB, scales and routers included")
     axes[0].set_ylabel("average of the skills, val split, percent")
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     figure.tight_layout()
     figure.savefig(path, transparent=True, metadata={"Date": None})
     pyplot.close(figure)

@@ -66,6 +66,9 @@ plain loop, the fastest of several, and moves with the host's other guests: a sh
 we measured.
 """
 PICTURES = {"kernels": "Products of one matrix", "engine": "Whole models"}
+KEY = """Blue is mote, grey are others, yellow is the machine's limit; a bar is a median, its whisker spans minimum to maximum.
+"4 base3" has four routed experts in `base3`. Of each whole model the first run, on the fewest threads measured.
+"""
 GOALS_HEAD = """## Goals
 
 Thresholds on ratios (or on what the row says), over all rows that a goal is about, from the worst to the best of them;
@@ -218,6 +221,8 @@ def page(machine: Page) -> str:
     for name, what in PICTURES.items():
         if name in reports:
             parts.append(f"![{what}]({os.path.relpath(machine.picture(name), DOCS)})\n")
+    if any(name in reports for name in PICTURES):
+        parts.append(KEY)
     parts.append(goals_part(reports))
     parts += [part(reports[name]) for name, part in PARTS.items() if name in reports]
     return "\n".join(parts)

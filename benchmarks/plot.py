@@ -29,8 +29,9 @@ def kernel_panels(report: Row) -> dict[str, Bars]:
     for row in rows:
         if row["shape"] != largest or row["format"] not in ("2bit", "base3") or row["peer_name"] == "read bandwidth":
             continue
-        matrix = f"{largest['F']} x {largest['H']}"
-        bars = panels.setdefault(f"{row['what']}, {row['tokens']} tokens, {matrix}\n{row['unit']}", {})
+        matrix = f"{largest['F']} x {largest['H']}, {_threads(row)}"
+        tokens = "one token" if row["tokens"] == 1 else f"{row['tokens']} tokens"
+        bars = panels.setdefault(f"{row['what']}, {tokens}, {matrix}\n{row['unit']}", {})
         peer = f"mote {row['peer_name']}" if row["peer_name"] in ours else row["peer_name"]
         bars[f"mote {row['format']}"], bars[peer] = row["ours"], row["peer"]
     return panels
@@ -49,9 +50,13 @@ def engine_panels(report: Row) -> dict[str, Bars]:
         if row["run"] != first.setdefault(row["model_shape"], row["run"]):
             continue
         what = "decode" if row["what"] == "decode" else f"prompt of {longest}"
-        bars = panels.setdefault(f"{what}, {row['model_shape']}\n{row['unit']}", {})
+        bars = panels.setdefault(f"{what}, {row['model_shape']}, {_threads(row)}\n{row['unit']}", {})
         bars[row["format"]], bars[row["peer_name"]] = row["ours"], row["peer"]
     return panels
+
+
+def _threads(row: Row) -> str:
+    return "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
 
 
 def draw(panels: Mapping[str, Bars], path: Path) -> None:

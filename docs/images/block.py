@@ -26,9 +26,10 @@ def box(ax: Axes, x: float, y: float, w: float, h: float, words: str, color: str
     ax.text(x + w / 2, y + h / 2, words, ha="center", va="center", fontsize=9, color=PALE if faded else INK)
 
 
-def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], *, faded: bool = False) -> None:
+def arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], *, faded: bool = False, style: str = "solid"
+) -> None:
     color = PALE if faded else INK
-    style = "dotted" if faded else "solid"
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=color, linestyle=style))
 
 
@@ -50,20 +51,22 @@ def mixture(ax: Axes) -> None:
     label(ax, 58, 4, "h")
     arrow(ax, (58, 6), (45, 20))
     box(ax, 36, 20, 18, 14, "shared expert\nthe same FFN\nbf16, frozen", SHARED)
-    arrow(ax, (58, 6), (79, 11))
-    box(ax, 70, 11, 18, 5, "router, fp32: p, e", ROUTER)
+    arrow(ax, (58, 6), (79, 9.5))
+    box(ax, 79, 7, 18, 5, "router, fp32: p, e", ROUTER)
+    arrow(ax, (58, 6), (74.5, 22))
+    label(ax, 92, 16.5, "chooses e", ha="left")
     for i in range(4):
         chosen = i == 1
         x = 60 + i * 10
         words = f"ternary\nexpert {i + 1}\n1.6 bits"
         box(ax, x, 22, 9, 12, words, ROUTED, faded=not chosen)
-        arrow(ax, (79, 16), (x + 4.5, 22), faded=not chosen)
+        arrow(ax, (88, 12), (x + (7 if chosen else 4.5), 22), faded=not chosen, style="dashed")
     arrow(ax, (45, 34), (56, 46))
     arrow(ax, (74.5, 34), (60, 46))
     label(ax, 69, 41, r"times $p_e$", ha="left")
     label(ax, 58, 46.6, "+", 13)
     arrow(ax, (58, 48), (58, 51))
-    label(ax, 58, 53, r"y = FFN(h) + $p_e$ Expert$_e$(h)")
+    label(ax, 58, 53, r"y = FFN(h) + $p_e$ FFN$_e$(h)")
 
 
 def main(out: Path) -> None:

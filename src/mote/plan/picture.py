@@ -14,9 +14,12 @@ from mote.plan.survey import Survey
 
 INK = "#7d8590"
 """Grey that is legible on light and dark pages."""
-COLORS = {1: "#56b4e9", 4: "#0072b2", 16: "#009e73", 64: "#cc79a7"}
-"""Of numbers of experts: Okabe and Ito's colours, told apart by all."""
+MARKERS = {1: "o", 4: "s", 16: "^", 64: "D"}
+"""Of numbers of experts."""
+LINE = "#8250df"
+"""Unlike the parts' colours below."""
 PEER = "#d55e00"
+# Okabe and Ito's colours, told apart by all.
 PARTS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("shared experts or dense networks", ("shared_experts", "dense_ffn"), "#0072b2"),
     ("routed experts", ("routed_experts",), "#56b4e9"),
@@ -82,12 +85,12 @@ def _scatter(axes: Any, survey: Survey, bars: Sequence[tuple[str, Plan]], plans:
     """Bytes against bits a token: a line for each number of experts over the storages of the shared expert, and the
     bars below, the first `plans` of them circled, under their marks."""
     base = replace(survey.plan.choice, kind="mote", experts=4, experts_format="ternary", layers=())
-    for experts, color in COLORS.items():
+    for experts, marker in MARKERS.items():
         choices = [replace(base, experts=experts, shared=name) for name in sorted(STORAGES, key=storage_bits)]
         line = [measure(survey.skeleton, choice, survey.use) for choice in choices]
         title = f"{experts} expert{'s' * (experts > 1)}"
-        axes.plot(*_places(line, survey), "o-", color=color, markersize=4, linewidth=1.2, label=title)
-        if experts == min(COLORS):
+        axes.plot(*_places(line, survey), f"{marker}-", color=LINE, markersize=4, linewidth=1.2, label=title)
+        if experts == min(MARKERS):
             for plan in line:
                 _label(axes, plan, survey, f"shared {storage_title(plan.choice.shared)}", (-7, 0), "right")
     marks: dict[tuple[bool, float, float], list[tuple[str, Plan]]] = {}

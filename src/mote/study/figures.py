@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws; no other element has it."""
-SERIES = {"blind": "#8c8c8c", "dense": "#0072b2", "mote": "#e69f00", "packed": "#009e73"}
+SERIES = {"blind": "#c4cad1", "dense": "#0072b2", "mote": "#e69f00", "packed": "#009e73"}
 """Colours that differ for all kinds of colour vision (Okabe and Ito)."""
 LABELS = {
     "blind": "blind baseline",
