@@ -33,7 +33,7 @@ STYLE = {
     "moe4": ("#d29922", (5, -13)),
     "moe3": ("#b5541c", (-30, -12)),
     "moe2": ("#8250df", (6, 6)),
-    "dense": ("#57606a", (6, -14)),
+    "dense": ("#57606a", (-26, -18)),
 }
 """Colour of a family, and where its labels stand."""
 BROKEN = 50.0

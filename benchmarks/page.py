@@ -67,7 +67,7 @@ we measured.
 """
 PICTURES = {"kernels": "Products of one matrix", "engine": "Whole models"}
 KEY = """Blue is mote, grey are others, yellow is the machine's limit; a bar is a median, its whisker spans minimum to
-maximum. "4 base3" has four routed experts in `base3`. Of each whole model the first run, on the fewest threads measured.
+maximum. "4 base3" has four routed experts in `base3`. Of each whole model it is the first run, on the fewest threads.
 """
 GOALS_HEAD = """## Goals
 
