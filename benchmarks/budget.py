@@ -306,6 +306,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     ticks = [25, 50, 100, 200, 400, 800]
     axes[1].set_xticks(ticks, map(str, ticks))
     axes[1].minorticks_off()
+    axes[1].set_xlim(left=0.7 * min(row["ffn_bytes"] for row in best) / 1e6)
     axes[1].set_xlabel("feed-forward networks as stored, MB, scales and routers included")
     axes[0].set_ylabel("average of the skills, val split, percent")
     axes[0].legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
