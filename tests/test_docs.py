@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,48 @@ def anchors(page: Path) -> set[str]:
     """Names that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ +(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `mote` command in the code of a page, shell variables put in."""
+    code = "\n".join(match.group() for match in CODE.finditer(text)).replace("\\\n", " ")
+    variables = dict(re.findall(r"^\s*([A-Z])=(\S+)$", code, re.MULTILINE))
+    found = []
+    for line in re.findall(r"^\s*(?:\$ )?(?:\.venv/bin/)?mote ([a-z].*)$", code, re.MULTILINE):
+        words = shlex.split(re.sub(r"\$([A-Z])", lambda match: variables[match[1]], line), comments=True)
+        found.append(words[: words.index("|")] if "|" in words else words)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_have_the_options_and_settings_that_there_are(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import typer
+
+    from mote.cli import experiment, run, settings
+    from mote.cli.app import app
+
+    def only(resolve: Callable[..., object]) -> Callable[..., None]:
+        def and_no_more(*arguments: Any) -> None:
+            resolve(*arguments)
+            raise typer.Exit(0)
+
+        return and_no_more
+
+    for module, name in ((settings, "resolve"), (experiment, "read_experiment")):
+        monkeypatch.setattr(module, name, only(getattr(module, name)))
+    monkeypatch.chdir(ROOT)
+    for words in commands(page.read_text(encoding="utf-8")):
+        command: Any = typer.main.get_command(app)
+        rest = words
+        while hasattr(command, "resolve_command"):
+            _, command, rest = command.resolve_command(command.context_class(command), rest)
+        given, _, _ = command.make_parser(command.context_class(command)).parse_args(list(rest))
+        missing = [item.name for item in command.params if item.required and not given.get(item.name)]
+        assert not missing, words
+        if "set_" in given:
+            assert run(words) == 0, (words, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
