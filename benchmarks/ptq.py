@@ -177,26 +177,17 @@ def text() -> str:
     return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
 
 
-def losses(model: Any, subject: Subject) -> list[float]:
-    """Mean negative log-likelihood of each window, in nats a token."""
-    found: list[float] = []
+def scores(model: Any, subject: Subject, compared: int) -> tuple[list[float], list[float]]:
+    """(mean negative log-likelihood of each window, KL(before || after) of the first `compared`), in nats a token."""
+    found, apart = list[float](), list[float]()
     for ids in torch.tensor(subject.ids[: WINDOW * TESTED]).view(-1, 4, WINDOW):
-        logits = subject.logits(model, ids)[:, :-1]
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        found += each.view(len(ids), -1).mean(1).tolist()
-    return found
-
-
-def divergences(model: Any, subject: Subject) -> list[float]:
-    """KL(before || after) of each window, in nats a token."""
-    found = []
-    for index, before in enumerate(subject.before):
-        ids = torch.tensor(subject.ids[index * WINDOW :][:WINDOW])[None]
-        after = subject.logits(model, ids)[0].log_softmax(-1)
-        found.append(
-            float(torch.nn.functional.kl_div(after, before.float(), reduction="none", log_target=True).sum(-1).mean())
-        )
-    return found
+        for own, after in zip(ids, subject.logits(model, ids).log_softmax(-1), strict=True):
+            found.append(float(torch.nn.functional.nll_loss(after[:-1], own[1:])))
+            if len(apart) < compared:
+                before = subject.before[len(apart)].float()
+                pointwise = torch.nn.functional.kl_div(after, before, reduction="none", log_target=True)
+                apart.append(float(pointwise.sum(-1).mean()))
+    return found, apart
 
 
 def quantize(model: Any, setting: Setting, subject: Subject) -> None:
@@ -232,7 +223,7 @@ def measure(setting: Setting, subject: Subject, before: list[float], git: str | 
     if setting.bits:
         quantize(model, setting, subject)
     spent = time.perf_counter() - start
-    found = losses(model, subject)
+    found, apart = scores(model, subject, COMPARED if setting.bits else 0)
     mean, (low, high) = sum(found) / len(found), bootstrap(found)
     row = {**asdict(setting), "group": GROUP if setting.bits else 0, "seconds": round(spent, 1)}
     if setting.method in ("hqq", "gptq", "awq"):
@@ -242,8 +233,7 @@ def measure(setting: Setting, subject: Subject, before: list[float], git: str | 
         lost = [a - b for a, b in zip(found, before, strict=True)]
         low, high = bootstrap(lost)
         row["excess"] = {"value": round(sum(lost) / len(lost), 5), "low": round(low, 5), "high": round(high, 5)}
-    if setting.bits:
-        apart = divergences(model, subject)
+    if apart:
         low, high = bootstrap(apart)
         row["divergence"] = {"value": round(sum(apart) / len(apart), 5), "low": round(low, 5), "high": round(high, 5)}
     row["measured"] = {"date": datetime.date.today().isoformat(), "git": git}

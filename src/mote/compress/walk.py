@@ -33,7 +33,7 @@ from mote.ternary.round_to_nearest import nearest
 READ_ALIKE = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}
 """Matrix -> another one that reads the same, whose inputs are watched in its stead."""
 HEAD = (-1, "head")
-EXPERTS = "mlp.experts."
+EXPERTS, LAST = "mlp.experts.", "mlp.down_proj"
 
 
 class Inputs(Protocol):
@@ -155,6 +155,10 @@ class _Walker:
             for name, inputs in sites.items()
             if not name.startswith(EXPERTS)
         ]
+        # Of the last matrix the inputs are all that is asked for.
+        last = layer.get_submodule(LAST) if LAST in sites else None
+        if last is not None:
+            last.forward = lambda x: x.new_zeros(*x.shape[:-1], len(last.weight))
         experts = self._experts(layer)
         routed = [0] * (experts.num_experts if experts is not None else 0)
         if experts is not None:
@@ -171,6 +175,8 @@ class _Walker:
         finally:
             for handle in handles:
                 handle.remove()
+            if last is not None:
+                del last.forward
             if experts is not None:
                 experts.watch = None
 
