@@ -1,0 +1,41 @@
+"""What the perplexities after quantising are computed by."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.ptq import COMPARED, TESTED, WINDOW, Float32Products, scores
+
+
+def test_products_in_fp32_are_those_of_bf16() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((2, 5, 300), (40, 300), (40,)))
+    with torch.no_grad(), Float32Products():
+        for given in (None, bias):
+            found = torch.nn.functional.linear(x, w, given)
+            exact = torch.nn.functional.linear(x.double(), w.double(), None if given is None else given.double())
+            assert found.dtype == torch.bfloat16
+            torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=2**-8)
+        wide = torch.randn(3, 300, generator=generator)
+        assert (wide @ wide.T).dtype == torch.float32
+
+
+def test_scores_are_losses_and_divergences_window_by_window() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = 7
+    ids = torch.randint(vocabulary, (WINDOW * TESTED,), generator=generator)
+    before, after = (torch.randn(TESTED, WINDOW, vocabulary, generator=generator) for _ in range(2))
+    parts = iter(after.split(4))
+    subject: Any = SimpleNamespace(
+        ids=ids.tolist(),
+        logits=lambda model, windows: next(parts),
+        before=list(before.log_softmax(-1).half()),
+    )
+    losses, apart = scores(None, subject, COMPARED)
+    own = ids.view(TESTED, WINDOW)[:, 1:]
+    expected = torch.nn.functional.cross_entropy(after[:, :-1].transpose(1, 2), own, reduction="none").mean(1)
+    assert losses == pytest.approx(expected.tolist(), rel=1e-5)
+    p, q = before.log_softmax(-1)[:COMPARED], after.log_softmax(-1)[:COMPARED]
+    assert apart == pytest.approx((p.exp() * (p - q)).sum(-1).mean(1).tolist(), rel=1e-2)
