@@ -136,7 +136,7 @@ def test_cutting_keeps_an_answer_or_is_an_error(chat) -> None:
 
     assert cut.ids == whole.ids[:-3]
     assert len(cut.loss_mask) == len(cut.ids)
-    with pytest.raises(DataError, match=r"a\.jsonl:3: .* no answer fits into 8"):
+    with pytest.raises(DataError, match=r"a\.jsonl:3: .* no answer fits into max_length=8"):
         render(TWO, chat, num_image_tokens=4, max_length=8)
 
 
