@@ -5,12 +5,12 @@
 
 Every matrix of every decoder layer (attention and feed-forward) in groups of 64, embeddings and head as they are.
 Perplexity of 32 windows of 512 tokens, weights dequantised and activations as they come, so that it is the methods that
-are compared; 95% intervals by resampling windows. Forward passes are in fp32, or by `--precision bf16` in half the
-time: where the processor has no instructions for it, products of bf16 factors are computed in fp32, to the same results
-in the time of fp32. `excess` is the mean log-likelihood lost against the model before, window by window. `divergence`
-is how far its predictions are from the model's before, KL(before || after) in nats a token, over the first 8 windows:
-rounding can undo some training, and then make a fine-tuned model better at text, but never more like itself.
-Calibration: 64 other windows of the same text, or `--mix`, conversations with pictures.
+are compared; 95% intervals by resampling windows. Forward passes are in fp32, or with `--precision bf16` in half the
+time where the processor has its instructions; elsewhere their products are emulated in fp32, in a little more than
+fp32's time, and a row says so (`measured`). `excess` is the mean log-likelihood lost against the model before, window
+by window. `divergence` is how far its predictions are from the model's before, KL(before || after) in nats a token,
+over the first 8 windows: rounding can undo some training, and then make a fine-tuned model better at text, but never
+more like itself. Calibration: 64 other windows of the same text, or `--mix`, conversations with pictures.
 
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
@@ -90,23 +90,30 @@ def settings(
                     yield Setting(name, method, bits, symmetric, "mix", precision)
 
 
-class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """bf16 matrix products in fp32 arithmetic: bf16 factors, fp32 sums, a bf16 result, as bf16 instructions have them.
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
-    On a processor without those PyTorch's own products take five times as long.
+
+class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """bf16 products of linear layers in fp32 arithmetic: bf16 factors, fp32 sums, a bf16 result, as bf16 instructions
+    have them.
+
+    On a processor without those PyTorch's own products take six times as long as fp32's.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default)
-        if func in products and args[-1].dtype == torch.bfloat16:
+        if func in _PRODUCTS and args[-1].dtype == torch.bfloat16:
             return func(*(tensor.float() for tensor in args), **kwargs or {}).bfloat16()
         return func(*args, **kwargs or {})
 
 
+def is_emulated(precision: Precision) -> bool:
+    """Whether rows of that precision go through `Float32Products` here."""
+    return precision == "bf16" and not computes_in_bf16(torch.device("cpu"))
+
+
 def products(precision: Precision) -> AbstractContextManager[object]:
     """Under which rows of that precision are measured."""
-    emulated = precision == "bf16" and not computes_in_bf16(torch.device("cpu"))
-    return Float32Products() if emulated else nullcontext()  # type: ignore[no-untyped-call]
+    return Float32Products() if is_emulated(precision) else nullcontext()  # type: ignore[no-untyped-call]
 
 
 class Subject:
@@ -149,6 +156,12 @@ class Subject:
         windows = torch.tensor(self.ids[: WINDOW * COMPARED]).view(COMPARED, WINDOW)
         return [self.logits(model, ids[None])[0].log_softmax(-1).half() for ids in windows]
 
+    @cached_property
+    def losses(self) -> list[float]:
+        """Those of the model as it is."""
+        model = self._from_gguf[0] if self._path.suffix == ".gguf" else self.load()
+        return scores(model, self, 0)[0]
+
     @torch.no_grad()
     def logits(self, model: Any, ids: Tensor) -> Tensor:
         """fp32 [B, T, vocabulary], computed in the precision of the rows; ids: int64 [B, T]."""
@@ -179,7 +192,8 @@ def text() -> str:
 
 def scores(model: Any, subject: Subject, compared: int) -> tuple[list[float], list[float]]:
     """(mean negative log-likelihood of each window, KL(before || after) of the first `compared`), in nats a token."""
-    found, apart = list[float](), list[float]()
+    found: list[float] = []
+    apart: list[float] = []
     for ids in torch.tensor(subject.ids[: WINDOW * TESTED]).view(-1, 4, WINDOW):
         for own, after in zip(ids, subject.logits(model, ids).log_softmax(-1), strict=True):
             found.append(float(torch.nn.functional.nll_loss(after[:-1], own[1:])))
@@ -216,8 +230,9 @@ def quantize(model: Any, setting: Setting, subject: Subject) -> None:
                 module.weight.copy_(dequantize_integers(rounded(module.weight, contract.shared), contract.shared))
 
 
-def measure(setting: Setting, subject: Subject, before: list[float], git: str | None) -> dict[str, Any]:
-    """One row; before: losses of the model as it is, empty for that row itself. git: the commit that runs."""
+def measure(setting: Setting, subject: Subject, before: Sequence[float], on: dict[str, Any]) -> dict[str, Any]:
+    """One row; before: losses of the model as it is, computed in the same way, empty for that row itself. on: what runs
+    it."""
     start = time.perf_counter()
     model = subject.load()
     if setting.bits:
@@ -236,7 +251,7 @@ def measure(setting: Setting, subject: Subject, before: list[float], git: str | 
     if apart:
         low, high = bootstrap(apart)
         row["divergence"] = {"value": round(sum(apart) / len(apart), 5), "low": round(low, 5), "high": round(high, 5)}
-    row["measured"] = {"date": datetime.date.today().isoformat(), "git": git}
+    row["measured"] = {"date": datetime.date.today().isoformat(), **on}
     row["losses"] = [round(x, 5) for x in found]
     return row
 
@@ -258,7 +273,8 @@ def main() -> None:
     if report["settings"] != about:
         raise SystemExit(f"ptq: {a.out} holds rows of another text or other windows; name another file by --out")
     rows: list[dict[str, Any]] = report["rows"]
-    start, git = time.perf_counter(), header({})["git"]  # not after hours, when the source is another
+    start, here = time.perf_counter(), header({})  # not after hours, when the source is another
+    on = {"git": here["git"], "cpu": here["machine"]["cpu"], "emulated": is_emulated(a.precision)}
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix, a.precision)
         mix = a.mix is not None and "vision" in _config(Path(path))
@@ -269,14 +285,20 @@ def main() -> None:
                 print("ptq: time is up; run it again to go on", file=sys.stderr)
                 return
             asked = asdict(Setting(name, "none", 0, precision=a.precision)).items()
-            before: list[float] = next((row["losses"] for row in rows if asked <= row.items()), [])
+            own = next((row for row in rows if asked <= row.items()), None)
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             with products(a.precision):
-                rows.append(measure(setting, subject, before, git))
+                before = [] if own is None else own["losses"] if _is_of(own, on) else subject.losses
+                rows.append(measure(setting, subject, before, on))
             save(a.out, {}, rows, settings=about)
             shown = {key: value for key, value in rows[-1].items() if key != "losses"}
             print(json.dumps(shown), flush=True)
     print("done")
+
+
+def _is_of(row: dict[str, Any], on: dict[str, Any]) -> bool:
+    """Whether a row's losses may be compared with those of rows measured now: by the same kind of products."""
+    return bool(row["measured"]["emulated"] == on["emulated"])
 
 
 def _config(path: Path) -> str:

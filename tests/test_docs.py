@@ -35,6 +35,18 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The verb of a command line, and its own arguments."""
+    import typer
+
+    from mote.cli.app import app
+
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "resolve_command"):
+        _, command, words = command.resolve_command(command.context_class(command), words)
+    return command, list(words)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_have_the_options_and_settings_that_there_are(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -42,7 +54,6 @@ def test_commands_have_the_options_and_settings_that_there_are(
     import typer
 
     from mote.cli import experiment, run, settings
-    from mote.cli.app import app
 
     def only(resolve: Callable[..., object]) -> Callable[..., None]:
         def and_no_more(*arguments: Any) -> None:
@@ -55,15 +66,21 @@ def test_commands_have_the_options_and_settings_that_there_are(
         monkeypatch.setattr(module, name, only(getattr(module, name)))
     monkeypatch.chdir(ROOT)
     for words in commands(page.read_text(encoding="utf-8")):
-        command: Any = typer.main.get_command(app)
-        rest = words
-        while hasattr(command, "resolve_command"):
-            _, command, rest = command.resolve_command(command.context_class(command), rest)
-        given, _, _ = command.make_parser(command.context_class(command)).parse_args(list(rest))
+        command, rest = command_of(words)
+        given, left, _ = command.make_parser(command.context_class(command)).parse_args(rest)
         missing = [item.name for item in command.params if item.required and not given.get(item.name)]
-        assert not missing, words
-        if "set_" in given:
+        assert not [*left, *missing], words
+        if {"set_", "recipe"} & given.keys():
             assert run(words) == 0, (words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_running_text_names_options_that_there_are(page: Path) -> None:
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    for line in re.findall(r"`mote ([a-z][^`]* --[^`]*)`", text):
+        command, rest = command_of(shlex.split(line))
+        there = {option for item in command.params for option in (*item.opts, *item.secondary_opts)}
+        assert {word for word in rest if word.startswith("--")} <= there, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

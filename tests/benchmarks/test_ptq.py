@@ -5,19 +5,34 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.ptq import COMPARED, TESTED, WINDOW, Float32Products, scores
+
+
+class Factors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Dtypes of the factors of every product that arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.seen |= {tensor.dtype for tensor in args if tensor.ndim == 2}
+        return func(*args, **kwargs or {})
 
 
 def test_products_in_fp32_are_those_of_bf16() -> None:
     generator = torch.Generator().manual_seed(0)
     x, w, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((2, 5, 300), (40, 300), (40,)))
-    with torch.no_grad(), Float32Products():
+    with torch.no_grad(), Factors() as factors, Float32Products():  # type: ignore[no-untyped-call]
         for given in (None, bias):
             found = torch.nn.functional.linear(x, w, given)
             exact = torch.nn.functional.linear(x.double(), w.double(), None if given is None else given.double())
             assert found.dtype == torch.bfloat16
             torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=2**-8)
+        assert factors.seen == {torch.float32, torch.float64}
         wide = torch.randn(3, 300, generator=generator)
         assert (wide @ wide.T).dtype == torch.float32
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mote.checkpoint import atomic
-from mote.checkpoint.atomic import check_space, check_target, new_directory, new_file, write_file
+from mote.checkpoint.atomic import check_space, check_target, check_writable, new_directory, new_file, write_file
 from mote.errors import CheckpointError
 
 CHILD = """
@@ -172,12 +172,12 @@ def test_directory_that_may_not_be_written(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_a_stage_that_works_long_learns_first_what_it_cannot_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_works_long_learns_first_what_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be written: No such file"):
-        check_target(Path("/proc/nowhere/out"), force=False, source=None)
+        check_writable(Path("/proc/nowhere/out"))
     check_target(tmp_path / "new" / "out", force=False, source=None)
+    assert names(tmp_path) == []
+    check_writable(tmp_path / "new" / "out")
     assert names(tmp_path / "new") == []
     check_space(tmp_path / "out", 1)
     with pytest.raises(CheckpointError, match=r"needs 1,152,921,504,606\.8 MB and the disk has .* MB free"):

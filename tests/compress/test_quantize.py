@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import mote
-from mote.checkpoint.resident import LIBRARY_BYTES
 from mote.checkpoint.verify import verify
 from mote.compress.calibration import read_calibration, text_batches
 from mote.compress.config import PackConfig
@@ -25,6 +24,10 @@ from mote.model.table import PackedEmbedding
 from mote.ternary.integers import PackedTensors
 
 ALL = {"shared": "int4", "attention": "int8", "head": "int4", "group": 32}
+
+
+def _missing(name):
+    raise ImportError(f"No module named {name!r}")
 
 
 def _settings(kind, **more):
@@ -224,18 +227,32 @@ def test_ternary_experts_that_no_token_went_to_are_named(source, tmp_path):
     assert walk(model, contract, batches, gptq.Gptq()).not_routed == {0: [1, 2], 1: [1, 2]}
 
 
-@pytest.mark.parametrize("method", [gptq.Gptq(), awq.Awq(96)])
-def test_memory_of_a_walk_is_its_hidden_states_and_one_layers_inputs(method, source):
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_memory_of_a_walk_is_what_it_keeps(name, source, monkeypatch):
     checkpoint = source("llama", "moe_llava")
     model = open_model(checkpoint)
     config = QuantizeConfig(method="gptq", shared="none", attention="int8", experts="int4", group=32)
     contract = what_to_pack(mote.Checkpoint.open(checkpoint), config)[0].contract
-    inputs = method.input_bytes
-    hidden, ffn = model.config.hidden_size, model.config.intermediate_size
-    experts = contract.num_experts * (inputs(hidden) + inputs(ffn))
-    # q, whose inputs k and v read too, and o
-    expected = 4 * 96 * hidden + inputs(hidden) + inputs(contract.query_size) + experts
-    assert walk_memory(model, contract, 96, method).total - LIBRARY_BYTES == expected
+    batches = text_batches(range(3, 99), window=12, count=8)
+    method, kept = gptq.Gptq() if name == "gptq" else awq.Awq(tokens=96), []
+    inputs = type(method).inputs
+
+    def recorded(self, *arguments):
+        kept.append(inputs(self, *arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(type(method), "inputs", recorded)
+    needs = walk_memory(model, contract, batches, method)
+    walk(model, contract, batches, method)
+    layer = kept[: len(kept) // 2]
+    if name == "gptq":
+        sizes = [4 * len(one.hessian()) ** 2 for one in layer]
+        expected = sum(sizes) + 4 * max(sizes)
+    else:
+        expected = sum(part.numel() * 4 for one in layer for part in one._kept)
+    hidden, widest = 4 * 96 * model.config.hidden_size, model.config.intermediate_size
+    activations = 4 * 4 * 48 * widest  # batches are of four windows
+    assert needs.working - hidden - activations == pytest.approx(expected, rel=0.1)
 
 
 def test_experts_without_shared_ones_are_asked_for_by_name(source, tmp_path):
@@ -336,8 +353,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(source, write_mix, tmp_path, m
         config=QuantizeConfig(method="gptq", group=32, max_length=6),
         calibration=data,
     )
+    # Before anything is loaded, and not after the calibration.
+    monkeypatch.setattr("mote.compress.quantize.open_model", lambda path: pytest.fail("opened"))
     monkeypatch.setattr("mote.checkpoint.atomic.shutil.disk_usage", lambda path: type("", (), {"free": 10})())
     refused(CheckpointError, "free space there", calibration=data)
+    monkeypatch.undo()
+    monkeypatch.setattr("mote.compress.quantize.open_model", lambda path: pytest.fail("opened"))
+    monkeypatch.setattr("mote.compress.methods.libraries.import_module", _missing)
+    refused(RecipeError, r"pip install .mote-lmm\[quantize\]", calibration=data)
     monkeypatch.undo()
     packed = mote.pack(checkpoint, tmp_path / "packed")
     refused(CheckpointError, "is packed already", checkpoint=packed, calibration=data)

@@ -76,7 +76,24 @@ def test_sizes(text: str, on: Any, count_of: int) -> None:
     assert budget_bytes(text, on) == count_of
 
 
-@pytest.mark.parametrize("text", ["", "lots", "-1GiB", "0", "nan", "3.4GiBs", "3 B", "1e99GiB", "3,4GiB", "3,4567GiB"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "lots",
+        "-1GiB",
+        "0",
+        "nan",
+        "3.4GiBs",
+        "3 B",
+        "1e99GiB",
+        "3,4GiB",
+        "0,500GiB",
+        "1234,567GiB",
+        "3.4,000GiB",
+        "1,000GiB",
+    ],
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(PlanError, match=r"write 3\.4GiB"):
         budget_bytes(text, "file")

@@ -134,16 +134,30 @@ def remove_stale(out: Path) -> None:
 
 
 def check_target(out: Path, *, force: bool, source: Path | None) -> None:
-    """Raises CheckpointError where `new_directory` would refuse `out`, or could not write beside it, for a stage that
-    works long before it writes."""
+    """Raises CheckpointError where `new_directory` would refuse `out`, for a stage that works long before it writes."""
     place = out.resolve()
     if source is not None and Path(source).resolve() in (place, *place.parents):
         raise CheckpointError(f"{out}: is the input {source} or lies in it; choose another --out")
-    if os.path.lexists(out):
-        _check_replaceable(out, place, force=force, source=source)
+    if not os.path.lexists(out):
+        return
+    if out.is_symlink() or not out.is_dir():
+        raise CheckpointError(f"{out}: exists and is not a directory; choose another --out")
+    if not any(out.iterdir()):
+        return
+    if not force:
+        raise CheckpointError(f"{out}: exists already; choose another --out, or --force to replace it")
+    if not any((out / name).is_file() for name in ("config.json", "mote.json")):
+        raise CheckpointError(f"{out}: is not a checkpoint, so --force does not replace it; choose another --out")
+    if source is not None and place in Path(source).resolve().parents:
+        raise CheckpointError(f"{out}: holds the input {source}, so --force does not replace it; choose another --out")
+
+
+def check_writable(out: Path) -> None:
+    """Makes the folder of `out`, and raises CheckpointError where nothing can be written there."""
+    folder = out.resolve().parent
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise write_error(out, error) from None
@@ -157,20 +171,6 @@ def check_space(out: Path, nbytes: int) -> None:
             f"{out}: needs {nbytes / 1e6:,.1f} MB and the disk has {free / 1e6:,.1f} MB free; "
             "free space there or choose another --out"
         )
-
-
-def _check_replaceable(out: Path, place: Path, *, force: bool, source: Path | None) -> None:
-    """Raises CheckpointError for an `out`, at `place`, that exists and may not be replaced."""
-    if out.is_symlink() or not out.is_dir():
-        raise CheckpointError(f"{out}: exists and is not a directory; choose another --out")
-    if not any(out.iterdir()):
-        return
-    if not force:
-        raise CheckpointError(f"{out}: exists already; choose another --out, or --force to replace it")
-    if not any((out / name).is_file() for name in ("config.json", "mote.json")):
-        raise CheckpointError(f"{out}: is not a checkpoint, so --force does not replace it; choose another --out")
-    if source is not None and place in Path(source).resolve().parents:
-        raise CheckpointError(f"{out}: holds the input {source}, so --force does not replace it; choose another --out")
 
 
 def _move_into_place(partial: Path, out: Path, *, force: bool) -> None:

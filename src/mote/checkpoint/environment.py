@@ -67,7 +67,7 @@ def source_hash() -> str | None:
 
 @functools.cache
 def processor_has_bf16() -> bool:
-    """Whether the processor of this machine has instructions for products in bf16."""
+    """Whether Linux lists instructions for products in bf16 among those of this machine's processor; elsewhere no."""
     return not _BF16_FEATURES.isdisjoint(_processor()["features"])
 
 

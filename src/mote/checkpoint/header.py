@@ -189,8 +189,8 @@ def data_order(tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
     """The order of tensors in a file of ours: multiples of 64 bytes first, as they come, then wider elements first.
 
     With a header padded to 64 bytes all of the former start on 64 bytes (packed tensors are made of blocks
-    of 256), and each of the latter on a multiple of its element size. A matrix and its scales stay together, so that
-    whoever makes both at once keeps neither for long.
+    of 256), and each of the latter on a multiple of its element size. A matrix and scales of such sizes stay together,
+    so that whoever makes both at once keeps neither for long.
     """
     return sorted(tensors, key=lambda t: (1, -TORCH_NAMES[t.dtype][1]) if t.nbytes % ALIGNMENT else (0, 0))
 

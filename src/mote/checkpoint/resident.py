@@ -161,7 +161,10 @@ def total_memory() -> int | None:
     return min(known) if known else None
 
 
-def memory_warning(needs: Resident, available: int | None, where: str) -> str:
+SMALLER = "take a smaller plan (mote plan --budget device)"
+
+
+def memory_warning(needs: Resident, available: int | None, where: str, advice: str = SMALLER) -> str:
     """One line on what happens when `needs` do not fit in `available` bytes, or "" when they do, or nobody knows."""
     if available is None or needs.total <= available:
         return ""
@@ -170,20 +173,20 @@ def memory_warning(needs: Resident, available: int | None, where: str) -> str:
     if needs.own > available:
         return (
             f"{start}; {needs.own / gib:.2f} GiB of it cannot be dropped and read again from the files, so the system "
-            "may end this process: free memory, or take a smaller plan (mote plan --budget device)"
+            f"may end this process: free memory, or {advice}"
         )
     return (
         f"{start}; weights are mapped, so it runs, but pages will be read from disk again and again: expect the disk's "
-        "speed, or take a smaller plan (mote plan --budget device)"
+        f"speed, or {advice}"
     )
 
 
-def warn_of_memory(needs: Resident, where: str, *, stacklevel: int = 3) -> None:
+def warn_of_memory(needs: Resident, where: str, *, stacklevel: int = 3, advice: str = SMALLER) -> None:
     """Warns, in one line, where `needs` do not fit in what is free now, the libraries aside, which are loaded already.
 
     Nothing is refused, since other programs may go, and mapped weights are the system's to drop.
     """
-    if said := memory_warning(replace(needs, libraries=0), available_memory(), where):
+    if said := memory_warning(replace(needs, libraries=0), available_memory(), where, advice):
         warnings.warn(said, stacklevel=stacklevel)
 
 

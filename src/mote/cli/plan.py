@@ -91,13 +91,14 @@ def run(
     from mote.plan.skeleton import open_skeleton
     from mote.plan.survey import survey
 
-    _refuse_contradictions(kind, experts, experts_format, codec, placement)
+    routed = experts_format or ("ternary" if kind == "mote" else "none")
+    _refuse_contradictions(kind, experts, experts_format, codec, placement, routed)
     skeleton = open_skeleton(model, vision=vision, image_size=image_size)
     mixed = kind != "dense"
     asked = Choice(
         kind=kind,  # type: ignore[arg-type]
         experts=(experts or 4) if mixed else 0,
-        experts_format=experts_format or ("ternary" if kind == "mote" else "none"),
+        experts_format=routed,
         codec=codec or "base3",  # type: ignore[arg-type]
         shared=shared or "none",
         attention=attention or "none",
@@ -129,7 +130,7 @@ def _show(found: "Survey", rows: int, plot: Path | None, *, as_json: bool) -> No
 
 
 def _refuse_contradictions(
-    kind: str, experts: int | None, experts_format: str | None, codec: str | None, placement: str
+    kind: str, experts: int | None, experts_format: str | None, codec: str | None, placement: str, routed: str
 ) -> None:
     """Raises PlanError for options that say nothing of what is planned."""
     from mote.errors import PlanError
@@ -138,7 +139,7 @@ def _refuse_contradictions(
         raise PlanError(
             "plan: a dense model has no experts; leave out --experts, --experts-format, --codec and --placement"
         )
-    if codec and (experts_format or ("ternary" if kind == "mote" else "none")) != "ternary":
+    if codec and routed != "ternary":
         raise PlanError(
             f"plan: codec={codec} is for ternary experts; leave out --codec, or say --experts-format ternary"
         )

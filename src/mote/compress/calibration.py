@@ -21,7 +21,8 @@ from mote.model.families import anatomy
 from mote.model.features import PictureFeatures
 from mote.model.vision import connect
 
-BATCH = 16
+BATCH, TOKENS = 16, 8192
+"""Conversations of a batch, and tokens, at most; one that is longer is a batch."""
 TRAIN_FILE = "train.jsonl"
 
 
@@ -119,9 +120,10 @@ def _batches(
         )
         rows.setdefault((len(rendered), has_picture), []).append((rendered.ids, conversation.image))
     batches = []
-    for _, same in sorted(rows.items()):
-        for start in range(0, len(same), BATCH):
-            part = same[start : start + BATCH]
+    for (length, _), same in sorted(rows.items()):
+        size = max(1, min(BATCH, TOKENS // length))
+        for start in range(0, len(same), size):
+            part = same[start : start + size]
             paths = [path for _, path in part if path is not None]
             seen = features(paths) if features is not None and paths else None
             if told is not None and paths:

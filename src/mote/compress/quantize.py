@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mote.checkpoint.atomic import check_space, check_target
+from mote.checkpoint.atomic import check_space, check_target, check_writable
 from mote.checkpoint.layout import VISION, decoder_prefixes
 from mote.checkpoint.lineage import Provenance, file_hash, pretty_json
 from mote.checkpoint.resident import loaded, warn_of_memory
@@ -70,9 +70,11 @@ def quantize_checkpoint(
         raise RecipeError(
             f"quantize: method {config.method} reads no data; say --method gptq or awq, or leave --calibration out"
         )
+    report: dict[str, Any] = {"method": config.method, "library": version(config.method)}
     read = None
     if calibration is not None:
         read = calibration_file(calibration)
+        check_writable(out)
         check_space(out, packed_bytes(source, config))
     provenance = Provenance.start(
         "quantize",
@@ -81,7 +83,6 @@ def quantize_checkpoint(
         parent=source,
         inputs={"calibration": file_hash(read)} if read else {},
     )
-    report: dict[str, Any] = {"method": config.method, "library": version(config.method)}
     given: Given
     if read is None:
         given = _One(source, config)
@@ -112,7 +113,8 @@ def _calibrate(
     processor = open_processor(checkpoint, model)
     read = read_calibration(data, model, processor, **settings, progress=progress.pictures)
     method: Calibrated = gptq.Gptq() if config.method == "gptq" else awq.Awq(tokens=read.tokens)
-    warn_of_memory(walk_memory(model, contract, read.tokens, method), str(checkpoint), stacklevel=4)
+    needs = walk_memory(model, contract, read.batches, method)
+    warn_of_memory(needs, f"{checkpoint}: calibrating", stacklevel=4, advice="lower --samples")
     walked = walk(model, contract, read.batches, method, precision=config.precision, progress=progress.layers)
     _warn_of_experts(walked)
     return walked, {"calibration": _about(read), "not_routed": walked.not_routed}

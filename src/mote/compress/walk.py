@@ -34,6 +34,7 @@ READ_ALIKE = {"k_proj": "q_proj", "v_proj": "q_proj", "gate_proj": "up_proj"}
 """Matrix -> another one that reads the same, whose inputs are watched in its stead."""
 HEAD = (-1, "head")
 EXPERTS, LAST = "mlp.experts.", "mlp.down_proj"
+"""What names of watched experts begin with, and the last matrix of a layer."""
 
 
 class Inputs(Protocol):
@@ -50,8 +51,8 @@ class Calibrated(Protocol):
     def inputs(self, name: str, cols: int) -> Any:
         """A new, empty record for a matrix of that name and so many columns."""
 
-    def input_bytes(self, cols: int) -> int:
-        """Memory that such a record takes at most."""
+    def memory(self, watched: Mapping[str, tuple[int, float]]) -> int:
+        """Bytes that records and quantising take for one layer. watched: a matrix's name -> (columns, input rows)."""
 
     def quantize(self, w_NK: Tensor, inputs: Any, fmt: WeightFormat) -> IntegerWeight:
         """The integers of one matrix."""
@@ -117,14 +118,22 @@ def walk(
     return walker.walked
 
 
-def walk_memory(model: Any, contract: MoteConfig, tokens: int, method: Calibrated) -> Resident:
-    """Memory that `walk` takes beside the model's weights: hidden states of all tokens, and of one layer the inputs."""
+def walk_memory(model: Any, contract: MoteConfig, batches: Sequence[Batch], method: Calibrated) -> Resident:
+    """Memory that `walk` takes beside the model's weights: hidden states of all tokens, and for the layer that takes
+    most what the method keeps, and the activations of the largest batch, about four of the widest matrix's inputs."""
     walker = _Walker(contract, method)
     layers: Any = anatomy(model).decoder.layers
     embedding: Any = embedding_of(model)
-    kept = [sum(map(method.input_bytes, walker.watched(layer, i).values())) for i, layer in enumerate(layers)]
+    sizes = [batch.ids.numel() for batch in batches]
+    tokens, working = sum(sizes), 0
+    for index, layer in enumerate(layers):
+        watched = walker.watched(layer, index)
+        share = contract.top_k / contract.num_experts if contract.num_experts else 0.0
+        rows = {name: (cols, tokens * (share if name.startswith(EXPERTS) else 1)) for name, cols in watched.items()}
+        activations = 4 * 4 * max(sizes, default=0) * max(watched.values(), default=0)
+        working = max(working, method.memory(rows) + activations)
     hidden = 4 * tokens * embedding.weight.shape[1]
-    return Resident(weights=0, copies=0, cache=0, pictures=0, working=hidden + max(kept, default=0))
+    return Resident(weights=0, copies=0, cache=0, pictures=0, working=hidden + working)
 
 
 class _Walker:
@@ -155,19 +164,18 @@ class _Walker:
             for name, inputs in sites.items()
             if not name.startswith(EXPERTS)
         ]
-        # Of the last matrix the inputs are all that is asked for.
         last = layer.get_submodule(LAST) if LAST in sites else None
-        if last is not None:
-            last.forward = lambda x: x.new_zeros(*x.shape[:-1], len(last.weight))
         experts = self._experts(layer)
         routed = [0] * (experts.num_experts if experts is not None else 0)
-        if experts is not None:
-            if experts.gain is not None and integer_codec(self._contract.routed):
-                # A packed file has no place for it but the matrix.
-                experts.down_proj.mul_(experts.gain[:, None, None])
-                experts.gain.fill_(1)
-            experts.watch = _expert_recorder(sites, routed)
         try:
+            if last is not None:  # its inputs are all that is asked for
+                last.forward = lambda x: x.new_zeros(*x.shape[:-1], len(last.weight))
+            if experts is not None:
+                if experts.gain is not None and integer_codec(self._contract.routed):
+                    # A packed file has no place for it but the matrix.
+                    experts.down_proj.mul_(experts.gain[:, None, None])
+                    experts.gain.fill_(1)
+                experts.watch = _expert_recorder(sites, routed)
             yield sites
             missed = [expert for expert, rows in enumerate(routed) if not rows]
             if missed and any(routed):
@@ -176,7 +184,7 @@ class _Walker:
             for handle in handles:
                 handle.remove()
             if last is not None:
-                del last.forward
+                last.__dict__.pop("forward", None)
             if experts is not None:
                 experts.watch = None
 
@@ -223,7 +231,7 @@ class _Walker:
             else:
                 quantized = self._network(weights, read, fmt)
             for name, integers in quantized.items():
-                self._store((index, f"mlp.experts.{name}"), weights[name], integers, fmt)
+                self._store((index, f"{EXPERTS}{name}"), weights[name], integers, fmt)
 
     def _network(self, weights: dict[str, Tensor], read: dict[str, Any], fmt: WeightFormat) -> dict[str, IntegerWeight]:
         weights = self._method.network(weights, read, fmt)

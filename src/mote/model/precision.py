@@ -35,8 +35,8 @@ def computes_in_bf16(device: torch.device, precision: Precision = "auto") -> boo
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cpu":
-        # Not torch's own question, which AVX512 without them passes too.
-        return processor_has_bf16()
+        # Torch's own question is passed by AVX512 without the instructions too.
+        return processor_has_bf16() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 

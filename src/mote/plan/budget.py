@@ -19,8 +19,8 @@ from mote.plan.measure import On, Plan, Use, count, measure
 from mote.plan.skeleton import Skeleton
 
 EXPERTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_THOUSANDS = re.compile(r"(?<=\d),(\d{3})(?!\d)")
-"""A comma before three digits; any other could as well mean a decimal point."""
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3}){2,}(?![\d,])")
+"""Commas in a number of millions at least; a single one could as well mean a decimal point."""
 HEADER = 1 << 16
 """Bytes by which sums of what parts add may be off: offsets in the headers of files have more or fewer digits."""
 OTHERS = tuple(name for name in STORAGES if storage_bits(name) >= 4)
@@ -54,7 +54,9 @@ def budget_bytes(text: str, on: On) -> int:
     GB and MB are powers of 1000, except for the paper's accounting, whose GB are GiB. There a budget is a printed
     figure, and half of its last digit is added: what prints as 3.4 fits 3.4.
     """
-    squeezed = _THOUSANDS.sub(r"\1", text.strip().replace(" ", ""))
+    squeezed = text.strip().replace(" ", "")
+    if _THOUSANDS.match(squeezed):
+        squeezed = squeezed.replace(",", "")
     number = squeezed.rstrip("aAbBgGiIkKmMtT")
     unit = squeezed[len(number) :].lower()
     try:

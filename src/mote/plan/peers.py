@@ -86,8 +86,8 @@ def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, spac
         config = _behind_the_same_eyes(known.model_config(name, "none"), skeleton)
         if shapes(config) is None:
             continue
-        other = replace(of_config(config, name, "the table of known models"), image_tokens=skeleton.image_tokens)
         try:
+            other = replace(of_config(config, name, "the table of known models"), image_tokens=skeleton.image_tokens)
             plan = measure(other, _fitted(other, choice, budget, on, space, use), use)
         except (FormatError, PlanError):
             continue
@@ -102,7 +102,9 @@ def _behind_the_same_eyes(text: Mapping[str, Any], skeleton: Skeleton) -> Mappin
     """The config of a language model in the place of the one in `skeleton`."""
     if not skeleton.image_tokens:
         return text
-    return {**skeleton.config, "text_config": text, "tie_word_embeddings": text.get("tie_word_embeddings", False)}
+    tied = text.get("tie_word_embeddings", False)
+    own = {key: value for key, value in skeleton.config.items() if key not in ("dtype", "torch_dtype")}
+    return {**own, "text_config": text, "tie_word_embeddings": tied}
 
 
 def _family(skeleton: Skeleton) -> set[str]:

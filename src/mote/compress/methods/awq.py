@@ -9,7 +9,8 @@ They are the library's, which tries twenty of them with its own rounding; then e
 Shape suffixes: N rows, K columns, F ffn width, H hidden, R input rows.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -57,11 +58,14 @@ class Awq:
 
     def inputs(self, name: str, cols: int) -> Inputs:
         """A record of the inputs of the matrix `name`."""
-        return Inputs(min(1.0, ROWS / self.tokens) if "down_proj" in name else 0.0)
+        return Inputs(self._share(name))
 
-    def input_bytes(self, cols: int) -> int:
-        """Of the sampled rows."""
-        return 4 * cols * ROWS
+    def memory(self, watched: Mapping[str, tuple[int, float]]) -> int:
+        """Bytes of the sampled rows."""
+        return sum(4 * cols * math.ceil(rows * self._share(name)) for name, (cols, rows) in watched.items())
+
+    def _share(self, name: str) -> float:
+        return min(1.0, ROWS / self.tokens) if "down_proj" in name else 0.0
 
     def quantize(self, w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
         """w_NK [N, K] rounded to nearest."""

@@ -8,6 +8,7 @@ its scales are rounded to bf16 the moment they are chosen, so that it compensate
 Shape suffixes: N rows, K columns, G groups, R input rows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Inputs:
     """H of the inputs of one matrix, or of several that read the same; `rows` counts the inputs seen."""
 
     def __init__(self, cols: int) -> None:
-        # On and below the diagonal alone: half of the work, and this product is a third of a run's time.
+        # On and below the diagonal alone: half of the work, which had been a third of a run's time.
         self._lower = torch.zeros(cols, cols)
         self.rows = 0
 
@@ -56,9 +57,10 @@ class Gptq:
         """A record of the inputs of the matrix `name`."""
         return Inputs(cols)
 
-    def input_bytes(self, cols: int) -> int:
-        """Of H."""
-        return 4 * cols * cols
+    def memory(self, watched: Mapping[str, tuple[int, float]]) -> int:
+        """Bytes of every H, and of the four copies of one that factorising it takes."""
+        squares = [4 * cols * cols for cols, _ in watched.values()]
+        return sum(squares) + 4 * max(squares, default=0)
 
     def quantize(self, w_NK: Tensor, inputs: Inputs, fmt: WeightFormat) -> IntegerWeight:
         """See `quantize`."""

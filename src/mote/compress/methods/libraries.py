@@ -24,9 +24,7 @@ def library(method: str, module: str = "") -> Any:
     cannot be imported."""
     place = f"hqq.{module}" if method == "hqq" and module else module or method
     try:
-        with _quiet():
-            # It makes a folder for intermediate files, which nothing here writes, where the command was started.
-            import_module(OPTIONS).options.workspace = "."
+        with _quiet(), _no_workspace():
             found = import_module(f"{PACKAGE}.{place}")
     except ImportError as error:
         raise RecipeError(
@@ -38,8 +36,23 @@ def library(method: str, module: str = "") -> Any:
 
 
 def version(method: str) -> str:
-    """ "neural-compressor 3.10" of the library behind `method`, "" for one without a library."""
-    return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}" if method in METHODS else ""
+    """ "neural-compressor 3.10" of the library behind `method`, "" for one without a library. Raises as `library`."""
+    if method not in METHODS:
+        return ""
+    library(method)
+    return f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
+
+
+@contextmanager
+def _no_workspace() -> Iterator[None]:
+    """Imports without the folder for intermediate files, of which nothing here writes any, that the library makes where
+    the command was started."""
+    options = import_module(OPTIONS).options
+    workspace, options.workspace = options._workspace, "."
+    try:
+        yield
+    finally:
+        options.workspace = workspace
 
 
 @contextmanager
