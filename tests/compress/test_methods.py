@@ -186,5 +186,8 @@ def test_a_missing_library_says_what_to_install(monkeypatch):
     for method in ("hqq", "gptq", "awq"):
         with pytest.raises(RecipeError, match=r"pip install .mote-lmm\[quantize\]"):
             library(method)
+        with pytest.raises(RecipeError, match="cannot be imported"):
+            version(method)
     assert version("rtn") == ""
+    monkeypatch.undo()
     assert version("gptq").startswith("neural-compressor 3")
