@@ -15,8 +15,8 @@ more like itself. Calibration: 64 other windows of the same text, or `--mix`, co
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
 
-Rows that the report has whole are not measured again (an early one without a divergence is), and after --seconds no new
-one is begun: run it until it says "done".
+Rows that the report has whole are not measured again (an early one without a divergence is), after --seconds no new
+one is begun, and a calibrated row that was stopped goes on at its last layer: run it until it says "done".
 """
 
 import argparse
@@ -25,6 +25,7 @@ import datetime
 import hashlib
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -204,7 +206,41 @@ def scores(model: Any, subject: Subject, compared: int) -> tuple[list[float], li
     return found, apart
 
 
-def quantize(model: Any, setting: Setting, subject: Subject) -> None:
+class Layers:
+    """`mote.compress.walk.Snapshots` in a folder: one file a layer, and what the last of them gave. earlier: seconds that
+    they took before this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._begun, self.earlier = folder, time.perf_counter(), 0.0
+
+    def load(self, layers: Sequence[torch.nn.Module], hidden: list[Tensor]) -> int:
+        """Puts back what the files hold; the number of layers."""
+        last = self.folder / "hidden.safetensors"
+        if not last.exists():
+            return 0
+        found = load_file(last)
+        done, self.earlier = int(found.pop("done")), float(found.pop("seconds"))
+        for index, layer in enumerate(layers[:done]):
+            layer.load_state_dict(load_file(self._file(index)))
+        hidden[:] = [found[str(batch)] for batch in range(len(hidden))]
+        print(f"ptq: goes on at layer {done}", file=sys.stderr)
+        return done
+
+    def save(self, index: int, layer: torch.nn.Module, hidden: Sequence[Tensor]) -> None:
+        """Keeps one more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file(layer.state_dict(), self._file(index))
+        kept = {str(batch): h_BTH.contiguous() for batch, h_BTH in enumerate(hidden)}
+        partial = self.folder / "partial"
+        seconds = self.earlier + time.perf_counter() - self._begun
+        save_file({**kept, "done": torch.tensor(index + 1), "seconds": torch.tensor(seconds)}, partial)
+        partial.replace(self.folder / "hidden.safetensors")
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index}.safetensors"
+
+
+def quantize(model: Any, setting: Setting, subject: Subject, stopped: Layers) -> None:
     """Puts the dequantised weights in the place of the model's."""
     storage: Any = f"int{setting.bits}"
     method: Any = setting.method
@@ -220,7 +256,7 @@ def quantize(model: Any, setting: Setting, subject: Subject) -> None:
         batches = subject.batches(setting, model)
         tokens = sum(batch.ids.numel() for batch in batches)
         calibrated: Calibrated = gptq.Gptq() if setting.method == "gptq" else awq.Awq(tokens)
-        walk(model, contract, batches, calibrated, keep=True, precision=setting.precision)
+        walk(model, contract, batches, calibrated, keep=True, precision=setting.precision, snapshots=stopped)
         return
     rounded = hqq.quantize if setting.method == "hqq" else nearest
     with torch.no_grad():
@@ -230,14 +266,16 @@ def quantize(model: Any, setting: Setting, subject: Subject) -> None:
                 module.weight.copy_(dequantize_integers(rounded(module.weight, contract.shared), contract.shared))
 
 
-def measure(setting: Setting, subject: Subject, before: Sequence[float], on: dict[str, Any]) -> dict[str, Any]:
+def measure(
+    setting: Setting, subject: Subject, before: Sequence[float], on: dict[str, Any], stopped: Layers
+) -> dict[str, Any]:
     """One row; before: losses of the model as it is, computed in the same way, empty for that row itself. on: what runs
     it."""
     start = time.perf_counter()
     model = subject.load()
     if setting.bits:
-        quantize(model, setting, subject)
-    spent = time.perf_counter() - start
+        quantize(model, setting, subject, stopped)
+    spent = stopped.earlier + time.perf_counter() - start
     found, apart = scores(model, subject, COMPARED if setting.bits else 0)
     mean, (low, high) = sum(found) / len(found), bootstrap(found)
     row = {**asdict(setting), "group": GROUP if setting.bits else 0, "seconds": round(spent, 1)}
@@ -265,6 +303,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward passes")
     parser.add_argument("--mix", type=Path, help="conversations with pictures, for rows calibrated on them as well")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
+    parser.add_argument("--work", type=Path, default=Path("runs/ptq"), help="layers of a row that is not done yet")
     parser.add_argument("--out", type=Path, default=RESULTS / "ptq.json")
     a = parser.parse_args()
     about: dict[str, Any] = {"text": "pydoc_data.topics", "sha256": hashlib.sha256(text().encode()).hexdigest()}
@@ -289,8 +328,10 @@ def main() -> None:
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             with products(a.precision):
                 before = [] if own is None else own["losses"] if _is_of(own, on) else subject.losses
-                rows.append(measure(setting, subject, before, on))
+                stopped = Layers(a.work / "-".join(map(str, asdict(setting).values())))
+                rows.append(measure(setting, subject, before, on, stopped))
             save(a.out, {}, rows, settings=about)
+            shutil.rmtree(stopped.folder, ignore_errors=True)
             shown = {key: value for key, value in rows[-1].items() if key != "losses"}
             print(json.dumps(shown), flush=True)
     print("done")

@@ -1,5 +1,6 @@
 """What the perplexities after quantising are computed by."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.ptq import COMPARED, TESTED, WINDOW, Float32Products, scores
+from benchmarks import ptq
+from benchmarks.ptq import COMPARED, TESTED, WINDOW, Float32Products, Layers, Setting, scores
+from mote.compress.calibration import text_batches
+from mote.compress.methods import gptq
 
 
 class Factors(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -54,3 +58,31 @@ def test_scores_are_losses_and_divergences_window_by_window() -> None:
     assert losses == pytest.approx(expected.tolist(), rel=1e-5)
     p, q = before.log_softmax(-1)[:COMPARED], after.log_softmax(-1)[:COMPARED]
     assert apart == pytest.approx((p.exp() * (p - q)).sum(-1).mean(1).tolist(), rel=1e-2)
+
+
+def test_a_row_that_was_stopped_goes_on_at_its_last_layer(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting("tiny", "gptq", 4, symmetric=False, calibration="text")
+    ids = torch.randint(90, (WINDOW * (TESTED + 1),), generator=torch.Generator().manual_seed(0)).tolist()
+    subject: Any = SimpleNamespace(batches=lambda *_: text_batches(ids, window=16, count=8))
+
+    class Stopped(Layers):
+        def save(self, index: int, layer: torch.nn.Module, hidden: Any) -> None:
+            super().save(index, layer, hidden)
+            raise KeyboardInterrupt
+
+    walked = []
+    quantize = gptq.Gptq.quantize
+    monkeypatch.setattr(gptq.Gptq, "quantize", lambda *given: walked.append(1) or quantize(*given))
+    whole, again = tiny("llama"), tiny("llama")
+    ptq.quantize(whole, setting, subject, Layers(tmp_path / "whole"))
+    matrices = len(walked)
+    with pytest.raises(KeyboardInterrupt):
+        ptq.quantize(tiny("llama"), setting, subject, Stopped(tmp_path / "stopped"))
+    walked.clear()
+    ptq.quantize(again, setting, subject, later := Layers(tmp_path / "stopped"))
+    assert len(walked) == matrices // 2
+    assert later.earlier > 0
+    for (name, expected), found in zip(whole.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(expected, found), name

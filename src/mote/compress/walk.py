@@ -61,6 +61,17 @@ class Calibrated(Protocol):
         """The three matrices of a SwiGLU network as they are to be quantised, computing the same as `weights`."""
 
 
+class Snapshots(Protocol):
+    """How far a walk has come, for one that is to go on where it was stopped."""
+
+    def load(self, layers: Sequence[nn.Module], hidden: list[Tensor]) -> int:
+        """Gives the number of layers that are done; with their dequantised weights in `layers` and what the last of
+        them gave in `hidden`."""
+
+    def save(self, index: int, layer: nn.Module, hidden: Sequence[Tensor]) -> None:
+        """Keeps the layer that has just been done, and what it gave."""
+
+
 Place = tuple[int, str]
 """(layer, name within it), such as (3, "mlp.up_proj"), (3, "mlp.experts.up_proj"), or `HEAD`."""
 
@@ -84,11 +95,13 @@ def walk(
     keep: bool = False,
     precision: Precision = "auto",
     progress: Callable[[int, int], None] | None = None,
+    snapshots: Snapshots | None = None,
 ) -> Walked:
     """Quantises every matrix that `contract` has in an integer format.
 
     model: float, in eval mode; its weights become the dequantised ones and, unless `keep`, are let go of layer by
-    layer. precision: of the forward passes. progress is told (1, layers) after each. Raises MoteError of the method.
+    layer. precision: of the forward passes. progress is told (1, layers) after each. snapshots: for a walk that may be
+    stopped; of layers that it had done before, the result has nothing. Raises MoteError of the method.
     """
     walker = _Walker(contract, method)
     tied = is_tied(model)
@@ -99,7 +112,10 @@ def walk(
     forward = autocast(model.device, precision)
     with forward:
         hidden, calls = _enter(model, layers, batches)
+    done = 0 if snapshots is None else snapshots.load(layers, hidden)
     for index, layer in enumerate(layers):
+        if index < done:
+            continue
         layer.float()
         with walker.watching(layer, index) as sites, forward:
             for _ in _through(layer, hidden, calls[index]) if sites else ():
@@ -109,6 +125,8 @@ def walk(
             for batch, out in enumerate(_through(layer, hidden, calls[index])):
                 hidden[batch] = out
         calls[index] = []
+        if snapshots is not None:
+            snapshots.save(index, layer, hidden)
         if not keep:
             _let_go(layer)
         if progress is not None:
