@@ -33,7 +33,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -207,8 +207,8 @@ def scores(model: Any, subject: Subject, compared: int) -> tuple[list[float], li
 
 
 class Layers:
-    """`mote.compress.walk.Snapshots` in a folder: one file a layer, and what the last of them gave. earlier: seconds that
-    they took before this process."""
+    """`mote.compress.walk.Snapshots` in a folder: a file for each layer, and one of what the last of them gave. earlier:
+    seconds that they took before this process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._begun, self.earlier = folder, time.perf_counter(), 0.0
@@ -327,7 +327,7 @@ def main() -> None:
             own = next((row for row in rows if asked <= row.items()), None)
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             with products(a.precision):
-                before = [] if own is None else own["losses"] if _is_of(own, on) else subject.losses
+                before = [] if own is None else _before(own, on["emulated"], subject)
                 stopped = Layers(a.work / "-".join(map(str, asdict(setting).values())))
                 rows.append(measure(setting, subject, before, on, stopped))
             save(a.out, {}, rows, settings=about)
@@ -337,9 +337,14 @@ def main() -> None:
     print("done")
 
 
-def _is_of(row: dict[str, Any], on: dict[str, Any]) -> bool:
-    """Whether a row's losses may be compared with those of rows measured now: by the same kind of products."""
-    return bool(row["measured"]["emulated"] == on["emulated"])
+def _before(own: dict[str, Any], emulated: bool, subject: Subject) -> Sequence[float]:
+    """Losses of the model as it is by products of this kind: those of its row, or others that are kept beside them."""
+    if own["measured"]["emulated"] == emulated:
+        return cast(list[float], own["losses"])
+    kind = "losses_emulated" if emulated else "losses_native"
+    if kind not in own:
+        own[kind] = [round(loss, 5) for loss in subject.losses]
+    return cast(list[float], own[kind])
 
 
 def _config(path: Path) -> str:
