@@ -207,8 +207,8 @@ def scores(model: Any, subject: Subject, compared: int) -> tuple[list[float], li
 
 
 class Layers:
-    """`mote.compress.walk.Snapshots` in a folder: a file for each layer, and one of what the last gave. earlier: seconds
-    that they took before this process."""
+    """`mote.compress.walk.Snapshots` in a folder: a file for each layer, and one of what the last gave. earlier:
+    seconds that they took before this process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._begun, self.earlier = folder, time.perf_counter(), 0.0
