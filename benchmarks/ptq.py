@@ -313,7 +313,8 @@ def main() -> None:
         raise SystemExit(f"ptq: {a.out} holds rows of another text or other windows; name another file by --out")
     rows: list[dict[str, Any]] = report["rows"]
     start, here = time.perf_counter(), header({})  # not after hours, when the source is another
-    on = {"git": here["git"], "cpu": here["machine"]["cpu"], "emulated": is_emulated(a.precision)}
+    cpu = f"{here['machine']['cpu']['model']}: {' '.join(here['machine']['cpu']['features'])}"
+    on = {"git": here["git"], "cpu": cpu, "emulated": is_emulated(a.precision)}
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix, a.precision)
         mix = a.mix is not None and "vision" in _config(Path(path))
