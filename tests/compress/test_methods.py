@@ -178,6 +178,22 @@ def test_a_library_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_library_may_be_imported_before_transformers(tmp_path):
+    code = """
+import torch
+from mote.compress.methods.libraries import version
+version("gptq")
+import transformers
+from mote.compress.methods import gptq
+from mote.compress.quantize_config import QuantizeConfig
+seen = gptq.Inputs(64)
+seen.add(torch.randn(80, 64))
+config = QuantizeConfig(shared="int4", method="gptq", group=32, symmetric=False)
+gptq.quantize(torch.randn(8, 64), seen, config.contract(None, "x").shared)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
 def test_a_missing_library_says_what_to_install(monkeypatch):
     def missing(name):
         raise ImportError(f"No module named {name!r}")

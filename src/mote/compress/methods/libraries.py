@@ -25,6 +25,8 @@ def library(method: str, module: str = "") -> Any:
     place = f"hqq.{module}" if method == "hqq" and module else module or method
     try:
         with _quiet(), _no_workspace():
+            # It looks for transformers when it is imported, and relies on it whenever transformers is there later.
+            import_module("transformers")
             found = import_module(f"{PACKAGE}.{place}")
     except ImportError as error:
         raise RecipeError(
