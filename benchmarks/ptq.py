@@ -20,7 +20,6 @@ one is begun, and a calibrated row that was stopped goes on at its last layer: r
 """
 
 import argparse
-import copy
 import datetime
 import hashlib
 import json
@@ -29,31 +28,26 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.perplexity import CALIBRATED, COMPARED, TESTED, WINDOW, Subject, is_emulated, products, scores, text
 from benchmarks.report import RESULTS, header, save
-from mote.compress.calibration import Batch, read_calibration, text_batches
 from mote.compress.methods import awq, gptq, hqq
 from mote.compress.methods.libraries import version
 from mote.compress.quantize_config import Method, QuantizeConfig
 from mote.compress.walk import Calibrated, walk
 from mote.evaluate.intervals import bootstrap
 from mote.model.families import anatomy
-from mote.model.precision import Precision, autocast, computes_in_bf16
+from mote.model.precision import Precision
 from mote.ternary.integers import dequantize_integers
 from mote.ternary.round_to_nearest import nearest
 
-WINDOW, TESTED, CALIBRATED = 512, 32, 64
-COMPARED = 8
 GROUP = 64
 WIDTHS = (8, 4, 3, 2)
 
@@ -90,120 +84,6 @@ def settings(
                 yield Setting(name, method, bits, symmetric, data, precision)
                 if mix and data and bits in (4, 3):
                     yield Setting(name, method, bits, symmetric, "mix", precision)
-
-
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
-
-
-class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """bf16 products of linear layers in fp32 arithmetic: bf16 factors, fp32 sums, a bf16 result, as bf16 instructions
-    have them.
-
-    On a processor without those PyTorch's own products take six times as long as fp32's.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PRODUCTS and args[-1].dtype == torch.bfloat16:
-            return func(*(tensor.float() for tensor in args), **kwargs or {}).bfloat16()
-        return func(*args, **kwargs or {})
-
-
-def is_emulated(precision: Precision) -> bool:
-    """Whether rows of that precision go through `Float32Products` here."""
-    return precision == "bf16" and not computes_in_bf16(torch.device("cpu"))
-
-
-def products(precision: Precision) -> AbstractContextManager[object]:
-    """Under which rows of that precision are measured."""
-    return Float32Products() if is_emulated(precision) else nullcontext()  # type: ignore[no-untyped-call]
-
-
-class Subject:
-    """A model under test, a new one for every row."""
-
-    def __init__(self, path: Path, mix: Path | None, precision: Precision) -> None:
-        self._path, self._mix, self._precision = path, mix, precision
-
-    def load(self) -> Any:
-        """The model in fp32."""
-        if self._path.suffix == ".gguf":
-            return copy.deepcopy(self._from_gguf[0])
-        from mote.model.opening import open_model
-
-        return open_model(self._path).float().eval()
-
-    @cached_property
-    def _from_gguf(self) -> Any:
-        from mote.assemble.language import load_language_model
-
-        model, tokenizer = load_language_model(self._path)
-        return model.float().eval(), tokenizer
-
-    @cached_property
-    def ids(self) -> list[int]:
-        """The text as tokens."""
-        if self._path.suffix == ".gguf":
-            tokenizer = self._from_gguf[1]
-        else:
-            from mote.model.opening import open_processor_files
-
-            processor = open_processor_files(self._path)
-            tokenizer = getattr(processor, "tokenizer", processor)
-        return list(tokenizer(text(), add_special_tokens=False)["input_ids"])
-
-    @cached_property
-    def before(self) -> list[Tensor]:
-        """Log-probabilities of the model as it is, fp16 [WINDOW, vocabulary], of the first `COMPARED` windows."""
-        model = self._from_gguf[0] if self._path.suffix == ".gguf" else self.load()
-        windows = torch.tensor(self.ids[: WINDOW * COMPARED]).view(COMPARED, WINDOW)
-        return [self.logits(model, ids[None])[0].log_softmax(-1).half() for ids in windows]
-
-    @cached_property
-    def losses(self) -> list[float]:
-        """Those of the model as it is."""
-        model = self._from_gguf[0] if self._path.suffix == ".gguf" else self.load()
-        return scores(model, self, 0)[0]
-
-    @torch.no_grad()
-    def logits(self, model: Any, ids: Tensor) -> Tensor:
-        """fp32 [B, T, vocabulary], computed in the precision of the rows; ids: int64 [B, T]."""
-        with autocast(model.device, self._precision):
-            found: Tensor = model(input_ids=ids, use_cache=False).logits
-        return found.float()
-
-    def batches(self, setting: Setting, model: Any) -> tuple[Batch, ...]:
-        """What calibration reads."""
-        if setting.calibration == "text":
-            return text_batches(self.ids[WINDOW * TESTED :], window=WINDOW, count=CALIBRATED)
-        from mote.model.opening import open_processor
-
-        if self._mix is None:
-            raise SystemExit("ptq: rows calibrated on the mix need --mix FILE")
-        read = read_calibration(
-            self._mix, model, open_processor(self._path, model), samples=640, max_length=WINDOW, seed=0
-        )
-        return read.batches
-
-
-def text() -> str:
-    """Python's language reference, topic by topic."""
-    from pydoc_data import topics
-
-    return "\n\n".join(topics.topics[name] for name in sorted(topics.topics))
-
-
-def scores(model: Any, subject: Subject, compared: int) -> tuple[list[float], list[float]]:
-    """(mean negative log-likelihood of each window, KL(before || after) of the first `compared`), in nats a token."""
-    found: list[float] = []
-    apart: list[float] = []
-    for ids in torch.tensor(subject.ids[: WINDOW * TESTED]).view(-1, 4, WINDOW):
-        for own, after in zip(ids, subject.logits(model, ids).log_softmax(-1), strict=True):
-            found.append(float(torch.nn.functional.nll_loss(after[:-1], own[1:])))
-            if len(apart) < compared:
-                before = subject.before[len(apart)].float()
-                pointwise = torch.nn.functional.kl_div(after, before, reduction="none", log_target=True)
-                apart.append(float(pointwise.sum(-1).mean()))
-    return found, apart
 
 
 class Layers:
@@ -253,7 +133,7 @@ def quantize(model: Any, setting: Setting, subject: Subject, stopped: Layers) ->
     )
     contract = config.contract(None, setting.model)
     if config.calibrated:
-        batches = subject.batches(setting, model)
+        batches = subject.batches(setting.calibration, model)
         tokens = sum(batch.ids.numel() for batch in batches)
         calibrated: Calibrated = gptq.Gptq() if setting.method == "gptq" else awq.Awq(tokens)
         walk(model, contract, batches, calibrated, keep=True, precision=setting.precision, snapshots=stopped)

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.engine import Plan, run
 from benchmarks.engine_rows import Side
 from benchmarks.peers import write_checkpoint, write_gguf
-from benchmarks.ptq import text
+from benchmarks.perplexity import text
 from benchmarks.report import RESULTS, save, warn_if_busy
 from benchmarks.versions import versions_of
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import mote
-from benchmarks import budget
+from benchmarks import budget, budget_page
 from mote.compress.quantize_config import QuantizeConfig
 
 
@@ -28,9 +28,9 @@ def test_every_method_quantises(method, tiny, processor, tmp_path):
 
 def test_the_picture_shows_every_row():
     report = json.loads((budget.RESULTS / "budget.json").read_text())
-    best = budget.best_methods(report["rows"])
+    best = budget_page.best_methods(report["rows"])
     for broken in (False, True):
-        low, high = budget._limits(best, broken=broken)
-        shown = [row for row in best if (100 * row["average"]["value"] < budget.BROKEN) == broken]
+        low, high = budget_page._limits(best, broken=broken)
+        shown = [row for row in best if (100 * row["average"]["value"] < budget_page.BROKEN) == broken]
         assert shown
         assert all(low < 100 * row["average"]["low"] and 100 * row["average"]["high"] < high for row in shown)

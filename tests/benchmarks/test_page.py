@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import budget
+from benchmarks import budget_page
 from benchmarks.engine import Plan, sides, title
 from benchmarks.goals import GOALS, matching, verdicts
 from benchmarks.page import PAGES, demo_part, engine_part, kernels_part, page
@@ -113,5 +113,5 @@ def test_the_pages_are_what_the_reports_give() -> None:
     """python -m benchmarks.page, python -m benchmarks.budget --draw"""
     for machine in PAGES:
         assert machine.out.read_text(encoding="utf-8") == page(machine)
-    budgets = budget.PAGE.read_text(encoding="utf-8")
-    assert budgets == budget.filled(budgets, json.loads((RESULTS / "budget.json").read_text(encoding="utf-8")))
+    budgets = budget_page.PAGE.read_text(encoding="utf-8")
+    assert budgets == budget_page.filled(budgets, json.loads((RESULTS / "budget.json").read_text(encoding="utf-8")))

@@ -9,7 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ptq
-from benchmarks.ptq import COMPARED, TESTED, WINDOW, Float32Products, Layers, Setting, scores
+from benchmarks.perplexity import COMPARED, TESTED, WINDOW, Float32Products, scores
+from benchmarks.ptq import Layers, Setting
 from mote.compress.calibration import text_batches
 from mote.compress.methods import gptq
 
