@@ -36,6 +36,8 @@ CONTEXT = 2048
 CHUNK = 256
 """Tokens of one native call; `mote.run.decoding.CHUNK`."""
 NUMBER_BYTES = {"bf16": 2, "f32": 4}
+SMALLER = "take a smaller plan (mote plan --budget device)"
+"""What to do where a model does not fit."""
 
 Tensors = Iterable[TensorInfo | PlannedTensor]
 
@@ -159,9 +161,6 @@ def total_memory() -> int | None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(known) if known else None
-
-
-SMALLER = "take a smaller plan (mote plan --budget device)"
 
 
 def memory_warning(needs: Resident, available: int | None, where: str, advice: str = SMALLER) -> str:

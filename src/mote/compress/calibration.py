@@ -72,8 +72,8 @@ def read_calibration(
 
     samples: conversations, drawn without replacement, or all where there are fewer. max_length: tokens that one is cut
     to. pictures: whether a sample without any is an error for a model that has eyes. progress: is told (pictures that
-    the tower has just seen, all). Raises DataError: bad rows, a
-    picture that cannot be read, no picture at all, pictures for a model without eyes.
+    the tower has just seen, all). Raises DataError: bad rows, a picture that cannot be read, no picture at all,
+    pictures for a model without eyes.
     """
     path = calibration_file(data)
     conversations = read_conversations(path)

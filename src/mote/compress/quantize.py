@@ -59,7 +59,7 @@ def quantize_checkpoint(
     and what `pack_checkpoint` does; `out` is then as it was.
     """
     source = Checkpoint.open(checkpoint)
-    contract = what_to_pack(source, config)[0].contract
+    targets, repeated = what_to_pack(source, config)
     check_target(out, force=force, source=checkpoint)
     if config.calibrated and calibration is None:
         raise RecipeError(
@@ -75,7 +75,7 @@ def quantize_checkpoint(
     if calibration is not None:
         read = calibration_file(calibration)
         check_writable(out)
-        check_space(out, packed_bytes(source, config))
+        check_space(out, packed_bytes(source, targets, repeated))
     provenance = Provenance.start(
         "quantize",
         config=config,
@@ -87,7 +87,7 @@ def quantize_checkpoint(
     if read is None:
         given = _One(source, config)
     else:
-        walked, about = _calibrate(checkpoint, contract, config, read, progress)
+        walked, about = _calibrate(checkpoint, targets.contract, config, read, progress)
         report |= about
         given = _Walked(source, walked)
     return pack_checkpoint(

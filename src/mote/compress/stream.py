@@ -73,9 +73,9 @@ def pack_checkpoint(
     )
 
 
-def packed_bytes(source: Checkpoint, config: PackConfig) -> int:
-    """Bytes of the weight files that `pack_checkpoint` will write."""
-    return sum(planned_files(_Packer(source, *what_to_pack(source, config), None).plan()).values())
+def packed_bytes(source: Checkpoint, targets: Targets, repeated: str) -> int:
+    """Bytes of the weight files that `pack_checkpoint` will write; targets, repeated: what `what_to_pack` gave."""
+    return sum(planned_files(_Packer(source, targets, repeated, None).plan()).values())
 
 
 def what_to_pack(source: Checkpoint, config: PackConfig) -> tuple[Targets, str]:
