@@ -27,7 +27,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -87,11 +87,23 @@ def settings(
 
 
 class Layers:
-    """`mote.compress.walk.Snapshots` in a folder: a file for each layer, and one of what the last gave. earlier:
-    seconds that they took before this process."""
+    """`mote.compress.walk.Snapshots` in a folder: a file for each layer, and one of what the last gave.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._begun, self.earlier = folder, time.perf_counter(), 0.0
+    path: of the model. on: what runs the row; a row that another commit began names both. Layers of another file,
+    processor or kind of products are thrown away. earlier: seconds that they took before this process.
+    """
+
+    def __init__(self, folder: Path, path: str, on: Mapping[str, Any]) -> None:
+        self.folder, self._start, self.earlier = folder, time.perf_counter(), 0.0
+        kept, self.on = folder / "begun.json", dict(on)
+        begun = json.loads(kept.read_text()) if kept.exists() else {"git": ""}
+        if begun == {"path": path, **on, "git": begun["git"]}:
+            commits = begun["git"].split(", then ")
+            self.on["git"] = ", then ".join(commits + [on["git"]] * (on["git"] not in commits))
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps({"path": path, **self.on}))
 
     def load(self, layers: Sequence[torch.nn.Module], hidden: list[Tensor]) -> int:
         """Puts back what the files hold; the number of layers."""
@@ -108,11 +120,10 @@ class Layers:
 
     def save(self, index: int, layer: torch.nn.Module, hidden: Sequence[Tensor]) -> None:
         """Keeps one more."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         save_file(layer.state_dict(), self._file(index))
         kept = {str(batch): h_BTH.contiguous() for batch, h_BTH in enumerate(hidden)}
         partial = self.folder / "partial"
-        seconds = self.earlier + time.perf_counter() - self._begun
+        seconds = self.earlier + time.perf_counter() - self._start
         save_file({**kept, "done": torch.tensor(index + 1), "seconds": torch.tensor(seconds)}, partial)
         partial.replace(self.folder / "hidden.safetensors")
 
@@ -146,11 +157,8 @@ def quantize(model: Any, setting: Setting, subject: Subject, stopped: Layers) ->
                 module.weight.copy_(dequantize_integers(rounded(module.weight, contract.shared), contract.shared))
 
 
-def measure(
-    setting: Setting, subject: Subject, before: Sequence[float], on: dict[str, Any], stopped: Layers
-) -> dict[str, Any]:
-    """One row; before: losses of the model as it is, computed in the same way, empty for that row itself. on: what runs
-    it."""
+def measure(setting: Setting, subject: Subject, before: Sequence[float], stopped: Layers) -> dict[str, Any]:
+    """One row; before: losses of the model as it is, computed in the same way, empty for that row itself."""
     start = time.perf_counter()
     model = subject.load()
     if setting.bits:
@@ -169,7 +177,7 @@ def measure(
     if apart:
         low, high = bootstrap(apart)
         row["divergence"] = {"value": round(sum(apart) / len(apart), 5), "low": round(low, 5), "high": round(high, 5)}
-    row["measured"] = {"date": datetime.date.today().isoformat(), **on}
+    row["measured"] = {"date": datetime.date.today().isoformat(), **stopped.on}
     row["losses"] = [round(x, 5) for x in found]
     return row
 
@@ -209,8 +217,8 @@ def main() -> None:
             rows = [row for row in rows if not asdict(setting).items() <= row.items()]
             with products(a.precision):
                 before = [] if own is None else _before(own, on["emulated"], subject)
-                stopped = Layers(a.work / "-".join(map(str, asdict(setting).values())))
-                rows.append(measure(setting, subject, before, on, stopped))
+                stopped = Layers(a.work / "-".join(map(str, asdict(setting).values())), path, on)
+                rows.append(measure(setting, subject, before, stopped))
             save(a.out, {}, rows, settings=about)
             shutil.rmtree(stopped.folder, ignore_errors=True)
             shown = {key: value for key, value in rows[-1].items() if key != "losses"}

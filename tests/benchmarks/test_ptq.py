@@ -14,6 +14,8 @@ from benchmarks.ptq import Layers, Setting
 from mote.compress.calibration import text_batches
 from mote.compress.methods import gptq
 
+ON = {"git": "a", "cpu": "one", "emulated": False}
+
 
 class Factors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Dtypes of the factors of every product that arrives."""
@@ -77,13 +79,23 @@ def test_a_row_that_was_stopped_goes_on_at_its_last_layer(
     quantize = gptq.Gptq.quantize
     monkeypatch.setattr(gptq.Gptq, "quantize", lambda *given: walked.append(1) or quantize(*given))
     whole, again = tiny("llama"), tiny("llama")
-    ptq.quantize(whole, setting, subject, Layers(tmp_path / "whole"))
+    ptq.quantize(whole, setting, subject, Layers(tmp_path / "whole", "tiny", ON))
     matrices = len(walked)
     with pytest.raises(KeyboardInterrupt):
-        ptq.quantize(tiny("llama"), setting, subject, Stopped(tmp_path / "stopped"))
+        ptq.quantize(tiny("llama"), setting, subject, Stopped(tmp_path / "stopped", "tiny", ON))
     walked.clear()
-    ptq.quantize(again, setting, subject, later := Layers(tmp_path / "stopped"))
+    ptq.quantize(again, setting, subject, later := Layers(tmp_path / "stopped", "tiny", {**ON, "git": "b"}))
     assert len(walked) == matrices // 2
     assert later.earlier > 0
+    assert later.on == {**ON, "git": "a, then b"}
     for (name, expected), found in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(expected, found), name
+
+
+@pytest.mark.parametrize(("path", "other"), [("other", {}), ("tiny", {"cpu": "other"}), ("tiny", {"emulated": True})])
+def test_layers_of_another_file_or_processor_are_thrown_away(tiny: Any, tmp_path: Path, path: str, other: Any) -> None:
+    layers = tiny("llama").model.layers
+    Layers(tmp_path, "tiny", ON).save(0, layers[0], [])
+    assert Layers(tmp_path, "tiny", ON).load(layers, []) == 1
+    anew = Layers(tmp_path, path, {**ON, **other})
+    assert (anew.load(layers, []), anew.on) == (0, {**ON, **other})
