@@ -22,7 +22,7 @@ layer of the vision tower) has, where `<module>.weight` was,
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mote.checkpoint.contract import MoteConfig
@@ -113,6 +113,12 @@ def scale_shape(fmt: WeightFormat, rows: int, cols: int) -> tuple[int, ...]:
         return (rows,)
     groups = -(-cols // fmt.group)
     return (rows, groups) if integer_codec(fmt) is None else (-(-rows // STRIP_ROWS), groups, STRIP_ROWS)
+
+
+def gain_of(stack: str, names: Container[str]) -> str:
+    """Name of the gains that belong into the experts' matrices "...mlp.experts.down_proj", "" where there are none."""
+    gain = stack.removesuffix("down_proj") + "gain"
+    return gain if stack.endswith("down_proj") and gain in names else ""
 
 
 def mixture_prefixes(names: Iterable[str]) -> dict[int, str]:

@@ -7,7 +7,7 @@ from mote.checkpoint.contract import OUTSIDE, CodecName, MoteConfig
 from mote.checkpoint.layout import is_ternary
 from mote.errors import CheckpointError, FormatError
 from mote.model.packed import packable
-from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat, integer_codec
+from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat, integer_codec, stored_format
 
 PARTS = ("shared", *OUTSIDE, "experts")
 """Settings that are storages of a class of matrices."""
@@ -59,16 +59,7 @@ class PackConfig:
 
     def format(self, storage: Storage) -> WeightFormat:
         """The number format of one class of matrices."""
-        if storage == "none":
-            return FULL_PRECISION
-        return WeightFormat(
-            quantizer=storage,
-            scale="absmax",
-            granularity="group",
-            group=self.group,
-            activation="int8_group",
-            symmetric=self.symmetric,
-        )
+        return stored_format(storage, self.group, symmetric=self.symmetric)
 
     def contract(self, upcycled: MoteConfig | None, where: str, *, every_layer: bool = True) -> MoteConfig:
         """The packed checkpoint's `quantization_config`, sizes aside.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from mote.checkpoint.atomic import check_space, check_target, check_writable
-from mote.checkpoint.layout import VISION, decoder_prefixes
+from mote.checkpoint.layout import VISION, decoder_prefixes, gain_of
 from mote.checkpoint.lineage import Provenance, file_hash, pretty_json
 from mote.checkpoint.resident import loaded, warn_of_memory
 from mote.checkpoint.shards import Checkpoint
@@ -172,8 +172,7 @@ class _One:
         weight = self._source.read(name, finite=True)
         if weight.ndim == 2:
             return pack_integers(hqq.quantize(weight, layout.format), layout.format)
-        gain = name.removesuffix("down_proj") + "gain"
-        if name.endswith("down_proj") and gain in self._source.tensors:
+        if gain := gain_of(name, self._source.tensors):
             weight = weight * self._source.read(gain, finite=True)[:, None, None]
         return _stack([pack_integers(hqq.quantize(matrix, layout.format), layout.format) for matrix in weight])
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mote.checkpoint.contract import MODEL_TYPE
 from mote.checkpoint.header import PlannedTensor
-from mote.checkpoint.layout import Expected, Linear, codec_of, decoder_prefixes
+from mote.checkpoint.layout import Expected, Linear, codec_of, decoder_prefixes, gain_of
 from mote.checkpoint.lineage import Provenance
+from mote.checkpoint.planned import head_of
 from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.writer import DEFAULT_SHARD_BYTES, planned_files, write_checkpoint
 from mote.compress.config import PackConfig
@@ -149,12 +150,11 @@ class _Packer:
         if self._given is not None and (made := self._given(origin, layout)) is not None:
             return made
         weight = self._source.read(origin, finite=True)
-        gain = origin.removesuffix("down_proj") + "gain"
-        folded = origin.endswith("down_proj") and gain in self._source.tensors
+        gain = gain_of(origin, self._source.tensors)
         try:
             if weight.ndim == 2:
                 return layout.encode(weight)
-            return encode_stack(layout, weight, self._source.read(gain, finite=True) if folded else None)
+            return encode_stack(layout, weight, self._source.read(gain, finite=True) if gain else None)
         except FormatError as error:
             raise FormatError(f"{self._source.root}: {origin}: {error}") from None
 
@@ -167,7 +167,7 @@ def _tie(source: Checkpoint) -> tuple[bool, str]:
     is no head.
     """
     tied = bool(getattr(open_config(source), "tie_word_embeddings", False))
-    head = next((name for name in source.tensors if name == "lm_head.weight" or name.endswith(".lm_head.weight")), "")
+    head = head_of(source.tensors) or ""
     if not head and not tied:
         raise CheckpointError(f"{source.root}: lacks lm_head.weight, which config.json asks for; fetch it again")
     if not head or not tied:

@@ -20,12 +20,12 @@ from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.layout import ATTENTION, MATRICES
 from mote.checkpoint.resident import Resident
 from mote.compress.calibration import Batch
+from mote.compress.layerwise import enter, let_go, through
 from mote.model.block import MoteBlock, QuantizedLinear
 from mote.model.experts import FloatExperts
 from mote.model.families import anatomy
 from mote.model.linears import embedding_of, is_tied
 from mote.model.precision import Precision, autocast
-from mote.model.vision import encoder_outputs
 from mote.ternary.format import WeightFormat, integer_codec
 from mote.ternary.integers import IntegerWeight, PackedTensors, dequantize_integers, pack_integers
 from mote.ternary.round_to_nearest import nearest
@@ -111,24 +111,24 @@ def walk(
     layers: Any = anatomy(model).decoder.layers
     forward = autocast(model.device, precision)
     with forward:
-        hidden, calls = _enter(model, layers, batches)
+        hidden, calls = enter(model, layers, batches)
     done = 0 if snapshots is None else snapshots.load(layers, hidden)
     for index, layer in enumerate(layers):
         if index < done:
             continue
         layer.float()
         with walker.watching(layer, index) as sites, forward:
-            for _ in _through(layer, hidden, calls[index]) if sites else ():
+            for _ in through(layer, hidden, calls[index]) if sites else ():
                 pass
         walker.quantize(layer, index, sites)
         with forward:
-            for batch, out in enumerate(_through(layer, hidden, calls[index])):
+            for batch, out in enumerate(through(layer, hidden, calls[index])):
                 hidden[batch] = out
         calls[index] = []
         if snapshots is not None:
             snapshots.save(index, layer, hidden)
         if not keep:
-            _let_go(layer)
+            let_go(layer)
         if progress is not None:
             progress(1, len(layers))
     if integer_codec(contract.head) and not tied:
@@ -163,8 +163,7 @@ class _Walker:
         """Name -> columns of the matrices whose inputs are needed; of experts "mlp.experts.up_proj.<expert>"."""
         found: dict[str, int] = {}
         for name in self._linears(layer, index):
-            owner, _, last = name.rpartition(".")
-            read = f"{owner}.{READ_ALIKE.get(last, last)}"
+            read = _read_by(name)
             found[read] = layer.get_submodule(read).weight.shape[1]
         experts = self._experts(layer)
         if experts is not None and integer_codec(self._contract.routed):
@@ -211,11 +210,8 @@ class _Walker:
         linears = self._linears(layer, index)
         for name in (f"self_attn.{name}" for name in ATTENTION):
             if fmt := linears.get(name):
-                module = layer.get_submodule(name)
-                watched = f"self_attn.{READ_ALIKE.get(name[10:], name[10:])}"
-                self._store(
-                    (index, name), module.weight, self._method.quantize(module.weight, sites[watched], fmt), fmt
-                )
+                weight = layer.get_submodule(name).weight
+                self._store((index, name), weight, self._method.quantize(weight, sites[_read_by(name)], fmt), fmt)
         if fmt := linears.get("mlp.up_proj"):
             weights = {name: layer.get_submodule(f"mlp.{name}").weight for name in MATRICES}
             read = {name: sites[f"mlp.{name}"] for name in ("up_proj", "down_proj")}
@@ -279,6 +275,12 @@ class _Walker:
         return experts if isinstance(experts, FloatExperts) else None
 
 
+def _read_by(name: str) -> str:
+    """The matrix of the same layer whose inputs are watched for those of `name`."""
+    owner, _, last = name.rpartition(".")
+    return f"{owner}.{READ_ALIKE.get(last, last)}"
+
+
 def _recorder(inputs: Inputs) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     return lambda module, args: _record(inputs, args[0].detach().flatten(0, -2))
 
@@ -300,48 +302,3 @@ def _record(inputs: Inputs, x_RK: Tensor) -> None:
     # Sums over all tokens: in the bf16 of the pass that is watched they would be of little use.
     with torch.autocast(x_RK.device.type, enabled=False):
         inputs.add(x_RK)
-
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of a layer beside the hidden states: masks, positions."""
-
-
-def _enter(model: Any, layers: Any, batches: Sequence[Batch]) -> tuple[list[Tensor], list[list[Call]]]:
-    """What the first layer reads, fp32 [B, T, H] per batch, and for each layer the other arguments of each batch."""
-    hidden: list[Tensor] = []
-    calls: list[list[Call]] = [[] for _ in layers]
-
-    def stand_in(index: int) -> Callable[..., Tensor]:
-        def forward(h_BTH: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            calls[index].append((args, kwargs))
-            if index == 0:
-                hidden.append(h_BTH.detach().float())
-            return h_BTH
-
-        return forward
-
-    for index, layer in enumerate(layers):
-        layer.forward = stand_in(index)
-    try:
-        for batch in batches:
-            extra = {} if batch.features is None else {"mm_encoder_outputs": encoder_outputs(model, batch.features)}
-            mask = torch.ones_like(batch.ids)
-            model(input_ids=batch.ids, attention_mask=mask, use_cache=False, logits_to_keep=1, **extra)
-    finally:
-        for layer in layers:
-            del layer.forward
-    return hidden, calls
-
-
-def _through(layer: nn.Module, hidden: Sequence[Tensor], calls: Sequence[Call]) -> Iterator[Tensor]:
-    """What the layer gives for each batch, one after the other."""
-    for h_BTH, (args, kwargs) in zip(hidden, calls, strict=True):
-        out = layer(h_BTH, *args, **kwargs)
-        yield out[0] if isinstance(out, tuple) else out
-
-
-def _let_go(layer: nn.Module) -> None:
-    for parameter in layer.parameters():
-        parameter.data = parameter.data.new_empty(0)
-    if isinstance(experts := getattr(layer.mlp, "experts", None), FloatExperts):
-        experts.forget()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mote.checkpoint.contract import MoteConfig
-from mote.checkpoint.layout import VISION, codec_of, is_ternary
+from mote.checkpoint.layout import VISION, codec_of, gain_of, is_ternary
 from mote.checkpoint.shards import Checkpoint, count_not_finite
 from mote.errors import CheckpointError
 from mote.ternary.codecs import CODECS
@@ -111,8 +111,8 @@ class Matrices:
         """One of the stack. A gain (combine "gated") that is still apart is in its scales or weights."""
         if stored.dtype == "U8":
             return self._decoded(f"{stack}_", stored, expert)
-        gain, name = 1.0, stack.removesuffix("down_proj") + "gain"
-        if stack.endswith("down_proj") and name in self._checkpoint.tensors:
+        gain = 1.0
+        if name := gain_of(stack, self._checkpoint.tensors):
             gain = float(self._checkpoint.read(name, finite=True)[expert])
         weight = self._checkpoint.read(stack)[expert]
         if bad := count_not_finite(weight):  # of this one: asked of the whole stack, every expert would read it again

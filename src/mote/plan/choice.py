@@ -5,12 +5,12 @@ The names are those of `mote upcycle` and `mote pack`; tests hold the contracts 
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from mote.checkpoint.accounting import BF16_BITS
 from mote.checkpoint.contract import OUTSIDE, CodecName, MoteConfig
 from mote.errors import FormatError, PlanError
-from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat
+from mote.ternary.format import FULL_PRECISION, GROUPS, Storage, WeightFormat, stored_format
 
 Kind = Literal["mote", "moe-llava", "dense"]
 STORAGES: tuple[str, ...] = get_args(Storage)
@@ -106,16 +106,7 @@ class Choice:
         )
 
     def _format(self, storage: str) -> WeightFormat:
-        if storage == "none":
-            return FULL_PRECISION
-        return WeightFormat(
-            quantizer=storage,  # type: ignore[arg-type]
-            scale="absmax",
-            granularity="group",
-            group=self.group,
-            activation="int8_group",
-            symmetric=self.symmetric,
-        )
+        return stored_format(cast(Storage, storage), self.group, symmetric=self.symmetric)
 
     def title(self) -> str:
         """ "4 x 1.6 bit + shared int4", in the words of the tables; what differs from the usual way comes last."""

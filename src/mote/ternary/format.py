@@ -96,3 +96,17 @@ def integer_codec(fmt: WeightFormat) -> IntegerCodec | None:
 
 
 FULL_PRECISION = WeightFormat(quantizer="none", activation="none")
+
+
+def stored_format(storage: Storage, group: int, *, symmetric: bool) -> WeightFormat:
+    """The format of matrices in `storage`, with a scale per `group` inputs, one of `GROUPS`."""
+    if storage == "none":
+        return FULL_PRECISION
+    return WeightFormat(
+        quantizer=storage,
+        scale="absmax",
+        granularity="group",
+        group=group,
+        activation="int8_group",
+        symmetric=symmetric,
+    )
