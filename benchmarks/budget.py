@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.budget_page import PAGE, PICTURE, draw, filled
 from benchmarks.budget_variants import BITS, FAMILIES, GROUP, nominal_bits, sixteenths, variants
-from benchmarks.report import RESULTS, save
+from benchmarks.report import RESULTS, processor, save
 
 
 def folder(name: str, width: str, method: str) -> str:
@@ -131,6 +131,7 @@ def rows(run: Path, out: Path, method: str, widths: Sequence[str]) -> list[dict[
         if not result.exists():
             continue
         scores = json.loads(result.read_text())
+        by, environment = scores["provenance"], scores["provenance"]["environment"]
         weights = packed if packed.exists() else out / name / "trained" if family.experts else run / name
         found.append({
             **{"what": "accuracy", "family": name, "title": family.title, "width": width, "group": GROUP},
@@ -140,6 +141,11 @@ def rows(run: Path, out: Path, method: str, widths: Sequence[str]) -> list[dict[
             "ffn_bytes": stored_ffn_bytes(weights),
             "skills": scores["skills"],
             "average": scores["average"],
+            "measured": {
+                "date": by["started"][:10],
+                "git": environment["git"],
+                "cpu": processor(environment["cpu"]),
+            },
         })  # fmt: skip
     return found
 

@@ -37,7 +37,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.perplexity import CALIBRATED, COMPARED, TESTED, WINDOW, Subject, is_emulated, products, scores, text
-from benchmarks.report import RESULTS, header, save
+from benchmarks.report import RESULTS, header, processor, save
 from mote.compress.methods import awq, gptq, hqq
 from mote.compress.methods.libraries import version
 from mote.compress.quantize_config import Method, QuantizeConfig
@@ -201,8 +201,7 @@ def main() -> None:
         raise SystemExit(f"ptq: {a.out} holds rows of another text or other windows; name another file by --out")
     rows: list[dict[str, Any]] = report["rows"]
     start, here = time.perf_counter(), header({})  # not after hours, when the source is another
-    cpu = f"{here['machine']['cpu']['model']}: {' '.join(here['machine']['cpu']['features'])}"
-    on = {"git": here["git"], "cpu": cpu, "emulated": is_emulated(a.precision)}
+    on = {"git": here["git"], "cpu": processor(here["machine"]["cpu"]), "emulated": is_emulated(a.precision)}
     for name, path in (item.split("=", 1) for item in a.model):
         subject = Subject(Path(path), a.mix, a.precision)
         mix = a.mix is not None and "vision" in _config(Path(path))

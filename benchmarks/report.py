@@ -96,6 +96,11 @@ def header(versions: Mapping[str, str]) -> dict[str, Any]:
     return {"schema": SCHEMA, "machine": machine, "versions": merged, "git": environment["git"]}
 
 
+def processor(cpu: Mapping[str, Any]) -> str:
+    """The "cpu" of a machine in one line, for rows that say themselves where they come from."""
+    return f"{cpu['model']}: {' '.join(cpu['features'])}"
+
+
 def save(path: Path, versions: Mapping[str, str], rows: Sequence[Mapping[str, Any]], **more: Any) -> None:
     """Writes a report. more: further keys, such as the settings of the run."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,7 @@ def test_the_verb(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
+@pytest.mark.export
 def test_plain_transformers_needs_no_mote(make: Make, tmp_path: Path) -> None:
     export_qwen2_moe(make("qwen2"), tmp_path / "stock", HfConfig())
     program = (
