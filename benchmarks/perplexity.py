@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mote.compress.calibration import Batch, read_calibration, text_batches
+from mote.model.families import anatomy
 from mote.model.precision import Precision, autocast, computes_in_bf16
 
 WINDOW, TESTED, CALIBRATED = 512, 32, 64
@@ -47,18 +48,22 @@ def products(precision: Precision) -> AbstractContextManager[object]:
 
 
 class Subject:
-    """A model under test, a new one for every row."""
+    """A model under test, a new one for every row; dithered: by `dither`."""
 
-    def __init__(self, path: Path, mix: Path | None, precision: Precision) -> None:
-        self._path, self._mix, self._precision = path, mix, precision
+    def __init__(self, path: Path, mix: Path | None, precision: Precision, *, dithered: bool = False) -> None:
+        self._path, self._mix, self._precision, self._dithered = path, mix, precision, dithered
 
     def load(self) -> Any:
         """The model in fp32."""
         if self._path.suffix == ".gguf":
-            return copy.deepcopy(self._from_gguf[0])
-        from mote.model.opening import open_model
+            model = copy.deepcopy(self._from_gguf[0])
+        else:
+            from mote.model.opening import open_model
 
-        return open_model(self._path).float().eval()
+            model = open_model(self._path).float().eval()
+        if self._dithered:
+            dither(model)
+        return model
 
     @cached_property
     def _from_gguf(self) -> Any:
@@ -82,15 +87,18 @@ class Subject:
     @cached_property
     def before(self) -> list[Tensor]:
         """Log-probabilities of the model as it is, fp16 [WINDOW, vocabulary], of the first `COMPARED` windows."""
-        model = self._from_gguf[0] if self._path.suffix == ".gguf" else self.load()
+        model = self._as_it_is()
         windows = torch.tensor(self.ids[: WINDOW * COMPARED]).view(COMPARED, WINDOW)
         return [self.logits(model, ids[None])[0].log_softmax(-1).half() for ids in windows]
 
     @cached_property
     def losses(self) -> list[float]:
         """Those of the model as it is."""
-        model = self._from_gguf[0] if self._path.suffix == ".gguf" else self.load()
-        return scores(model, self, 0)[0]
+        return scores(self._as_it_is(), self, 0)[0]
+
+    def _as_it_is(self) -> Any:
+        """The model, not to be written to: no second copy where there is one."""
+        return self._from_gguf[0] if self._path.suffix == ".gguf" and not self._dithered else self.load()
 
     @torch.no_grad()
     def logits(self, model: Any, ids: Tensor) -> Tensor:
@@ -111,6 +119,19 @@ class Subject:
             self._mix, model, open_processor(self._path, model), samples=640, max_length=WINDOW, seed=0
         )
         return read.batches
+
+
+@torch.no_grad()
+def dither(model: Any) -> None:
+    """Moves the weights of the decoder's layers off the 4-bit grid that they came on: each by up to half a step of its
+    own group of 32 with a minimum (Q4_1), at random, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    layers: Any = anatomy(model).decoder.layers
+    for module in layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            groups = module.weight.view(len(module.weight), -1, 32)
+            step = (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+            groups.add_((torch.rand(groups.shape, generator=generator) - 0.5) * step)
 
 
 def text() -> str:

@@ -1,6 +1,7 @@
 """Perplexity of real language models after training-free quantisation, method by method and width by width.
 
     python -m benchmarks.ptq --model base=runs/small/assembled control=runs/small/dense [--seconds 200]
+    python -m benchmarks.ptq --model dithered=runs/small/assembled --dither --bits 4
     python -m benchmarks.ptq --model qwen0.5b=runs/bench/qwen2.5-coder-0.5b-q4_k_m.gguf --methods rtn hqq gptq
 
 Every matrix of every decoder layer (attention and feed-forward) in groups of 64, embeddings and head as they are.
@@ -11,6 +12,7 @@ fp32's time, and a row says so (`measured`). `excess` is the mean log-likelihood
 by window. `divergence` is how far its predictions are from the model's before, KL(before || after) in nats a token,
 over the first 8 windows: rounding can undo some training, and then make a fine-tuned model better at text, but never
 more like itself. Calibration: 64 other windows of the same text, or `--mix`, conversations with pictures.
+`--dither`: the models as they might have been before somebody rounded them to the 4 bits that they came in.
 
 The text is the language reference inside of Python itself (pydoc_data.topics), whose hash goes into the report. A GGUF
 file holds 4-bit weights already: rows on it measure the distance to that grid as well.
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, default=list(WIDTHS))
     parser.add_argument("--grids", nargs="+", default=["symmetric", "asymmetric"])
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of the forward passes")
+    parser.add_argument("--dither", action="store_true", help="models moved off the 4-bit grid that they came on")
     parser.add_argument("--mix", type=Path, help="conversations with pictures, for rows calibrated on them as well")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--work", type=Path, default=Path("runs/ptq"), help="layers of a row that is not done yet")
@@ -203,7 +206,7 @@ def main() -> None:
     start, here = time.perf_counter(), header({})  # not after hours, when the source is another
     on = {"git": here["git"], "cpu": processor(here["machine"]["cpu"]), "emulated": is_emulated(a.precision)}
     for name, path in (item.split("=", 1) for item in a.model):
-        subject = Subject(Path(path), a.mix, a.precision)
+        subject = Subject(Path(path), a.mix, a.precision, dithered=a.dither)
         mix = a.mix is not None and "vision" in _config(Path(path))
         for setting in settings(name, a.methods, a.bits, a.grids, mix=mix, precision=a.precision):
             if any(asdict(setting).items() <= row.items() and ("divergence" in row or not row["bits"]) for row in rows):

@@ -45,6 +45,7 @@ SPEED = (
 QUANTIZED = {
     "base": "SmolLM2-135M",
     "control": "SmolLM2-135M after stage II of the demo",
+    "dithered": "SmolLM2-135M, moved off its 4-bit grid",
     "qwen0.5b": "Qwen2.5-Coder-0.5B-Instruct",
     "qwen1.5b": "Qwen2.5-Coder-1.5B-Instruct",
 }
@@ -191,8 +192,8 @@ def perplexities(report: Mapping[str, Any], picture: str) -> list[str]:
     """A line for every model and width, a column for each of `COLUMNS`."""
     lines = []
     for (name, _), rows in by_model(report).items():
-        if name == "control":
-            continue  # rounding undoes its training: see the page of the full tables
+        if name in ("control", "dithered"):
+            continue  # what they are for is said on the page of the full tables
         full = number(rows[0]["perplexity"]["value"])
         for bits in sorted({row["bits"] for row in rows} - {0}, reverse=True):
             of = {(r["method"], r["symmetric"]): r for r in rows if r["bits"] == bits and r["calibration"] != "mix"}

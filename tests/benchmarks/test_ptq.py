@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ptq
-from benchmarks.perplexity import COMPARED, TESTED, WINDOW, Float32Products, scores
+from benchmarks.perplexity import COMPARED, TESTED, WINDOW, Float32Products, dither, scores
 from benchmarks.ptq import Layers, Setting
 from mote.compress.calibration import text_batches
 from mote.compress.methods import gptq
@@ -61,6 +61,26 @@ def test_scores_are_losses_and_divergences_window_by_window() -> None:
     assert losses == pytest.approx(expected.tolist(), rel=1e-5)
     p, q = before.log_softmax(-1)[:COMPARED], after.log_softmax(-1)[:COMPARED]
     assert apart == pytest.approx((p.exp() * (p - q)).sum(-1).mean(1).tolist(), rel=1e-2)
+
+
+def test_dithering_leaves_the_grid_by_half_a_step_at_most(tiny: Any) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}
+    model, again = tiny("llama", **sizes), tiny("llama", **sizes)
+    linear, embedding = model.model.layers[0].mlp.up_proj, model.get_input_embeddings()
+    groups = linear.weight.detach().view(-1, 32)
+    low = groups.amin(-1, keepdim=True)
+    step = (groups.amax(-1, keepdim=True) - low) / 15
+    before = ((groups - low) / step).round() * step + low
+    groups.copy_(before)
+    others = embedding.weight.detach().clone()
+    dither(model)
+    moved = (groups - before).abs() / step
+    assert 0.4 < moved.max() <= 0.5 + 1e-4
+    assert moved.mean() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(embedding.weight, others)
+    again.model.layers[0].mlp.up_proj.weight.data.view(-1, 32).copy_(before)
+    dither(again)
+    assert torch.equal(again.model.layers[0].mlp.up_proj.weight, linear.weight)
 
 
 def test_a_row_that_was_stopped_goes_on_at_its_last_layer(
