@@ -17,6 +17,7 @@ from mote.export.config import HfConfig
 from mote.export.qwen2_moe import export_qwen2_moe
 
 Make = Callable[..., Path]
+DEMO = Path(__file__).parents[2] / "runs" / "small" / "packed"
 IDS = torch.tensor([[1, 17, 300, 45, 8, 9, 250, 33, 2, 64, 5, 77]])
 
 
@@ -93,6 +94,17 @@ def test_the_verb(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["tensors"] == len(Checkpoint.open(out).tensors)
     assert run(["export", "hf", str(out), "--as", "mixtral", "--out", str(tmp_path / "other")]) == 1
     assert "--as mixtral is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.export
+@pytest.mark.skipif(not DEMO.exists(), reason="make demo has not been run")
+def test_the_demos_logits(reference: Callable[[Path], Any], tmp_path: Path) -> None:
+    export_qwen2_moe(DEMO, tmp_path / "stock", HfConfig())
+    with torch.no_grad():
+        expected = reference(DEMO.with_name("mote"))(input_ids=IDS).logits[0]
+    errors = (logits(tmp_path / "stock")[0] - expected).norm(dim=-1) / expected.norm(dim=-1)
+    print(f"median {errors.median():.1e}, largest {errors.max():.1e}")
+    assert errors.max() < 1e-4
 
 
 @pytest.mark.slow
