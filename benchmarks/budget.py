@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.budget_page import PAGE, PICTURE, draw, filled
-from benchmarks.budget_variants import BITS, FAMILIES, GROUP, nominal_bits, sixteenths, variants
-from benchmarks.report import RESULTS, processor, save
+from benchmarks.budget_variants import BITS, FAMILIES, GROUP, choice, nominal_bits, sixteenths, variants
+from benchmarks.report import processor, save
+
+
+REPORT = Path(__file__).resolve().parents[1] / "studies" / "small-budget" / "report.json"
+"""Among the studies, where `mote plan` finds it."""
 
 
 def folder(name: str, width: str, method: str) -> str:
@@ -137,6 +141,7 @@ def rows(run: Path, out: Path, method: str, widths: Sequence[str]) -> list[dict[
             **{"what": "accuracy", "family": name, "title": family.title, "width": width, "group": GROUP},
             "method": method if width != "none" else "none",
             "nominal_bits": nominal_bits(name, width),
+            "choice": choice(name, width),
             "sixteenths": round(sixteenths(name, width), 3),
             "ffn_bytes": stored_ffn_bytes(weights),
             "skills": scores["skills"],
@@ -164,7 +169,7 @@ def main() -> None:
     parser.add_argument("--method", default="hqq", choices=("rtn", "hqq", "gptq"))
     parser.add_argument("--widths", nargs="+", choices=BITS, default=list(BITS))
     parser.add_argument("--keep", action="store_true", help="keep the other rows of --out")
-    parser.add_argument("--out", type=Path, default=RESULTS / "budget.json")
+    parser.add_argument("--out", type=Path, default=REPORT)
     parser.add_argument("--draw", action="store_true", help="only the picture and the page, from the report")
     a = parser.parse_args()
     if not a.draw:
@@ -177,7 +182,8 @@ def main() -> None:
         kept = json.loads(a.out.read_text())["rows"] if a.keep else []
         measured = [*kept, *rows(run, a.out_dir, a.method, a.widths)]  # the later of two alike stays
         found = {(row["family"], row["width"], row["method"]): row for row in measured}
-        settings = {"recipe": a.recipe.name, "split": "val", "seed": e.seed}
+        packed = sum(path.stat().st_size for path in (run / "packed").glob("*.safetensors"))
+        settings = {"recipe": a.recipe.name, "split": "val", "seed": e.seed, "packed_bytes": packed}
         save(a.out, {}, in_order(list(found.values())), settings=settings)
     report = json.loads(a.out.read_text())
     draw(report, PICTURE)

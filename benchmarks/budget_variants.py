@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 GROUP = 64
 BITS = {"none": 16.0, "int8": 8.0, "int6": 6.0, "int4": 4.0, "int3": 3.0, "int2": 2.0}
@@ -46,6 +47,14 @@ def nominal_bits(family: str, width: str) -> float:
 def sixteenths(family: str, width: str) -> float:
     """The same in sixteenths of MoE-LLaVA's four experts in BF16."""
     return 16 * nominal_bits(family, width) / (4 * BITS["none"])
+
+
+def choice(family: str, width: str) -> dict[str, Any]:
+    """The same in the words of `mote plan` (`mote.plan.choice.Choice`)."""
+    stored = {"group": GROUP, "symmetric": width == "none"}
+    if experts := FAMILIES[family].experts:
+        return {"kind": "moe-llava", "experts": experts, "experts_format": width, **stored}
+    return {"kind": family, "experts": 4 if family == "mote" else 0, "shared": width, **stored}
 
 
 def variants(widths: Sequence[str]) -> Iterator[tuple[str, str]]:

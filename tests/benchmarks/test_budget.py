@@ -27,7 +27,7 @@ def test_every_method_quantises(method, tiny, processor, tmp_path):
 
 
 def test_the_picture_shows_every_row():
-    report = json.loads((budget.RESULTS / "budget.json").read_text())
+    report = json.loads(budget.REPORT.read_text())
     best = budget_page.best_methods(report["rows"])
     for broken in (False, True):
         low, high = budget_page._limits(best, broken=broken)

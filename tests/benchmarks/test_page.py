@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks import budget_page
+from benchmarks import budget, budget_page
 from benchmarks.engine import Plan, sides, title
 from benchmarks.goals import GOALS, matching, verdicts
 from benchmarks.page import PAGES, demo_part, engine_part, kernels_part, page
-from benchmarks.report import RESULTS, alternate, compare, rates, summary
+from benchmarks.report import alternate, compare, rates, summary
 
 
 def row(peer: str, ratio: float, **fields: Any) -> dict[str, Any]:
@@ -114,4 +114,4 @@ def test_the_pages_are_what_the_reports_give() -> None:
     for machine in PAGES:
         assert machine.out.read_text(encoding="utf-8") == page(machine)
     budgets = budget_page.PAGE.read_text(encoding="utf-8")
-    assert budgets == budget_page.filled(budgets, json.loads((RESULTS / "budget.json").read_text(encoding="utf-8")))
+    assert budgets == budget_page.filled(budgets, json.loads(budget.REPORT.read_text(encoding="utf-8")))

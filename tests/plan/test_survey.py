@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,33 @@ def test_accuracies_stand_beside_the_plan_that_was_measured_only() -> None:
         assert not measured(other, measure(other, Choice(kind="dense", experts=0)), reports)
     bigger = open_skeleton("qwen2.5-0.5b")
     assert not measured(bigger, measure(bigger, Choice()), reports)
+
+
+@pytest.mark.parametrize(
+    ("family", "width", "asked"),
+    [
+        ("mote", "int4", Choice(shared="int4", symmetric=False)),
+        ("moe4", "int3", Choice(kind="moe-llava", experts_format="int3", symmetric=False, codec="2bit")),
+        ("moe2", "none", Choice(kind="moe-llava", experts=2, experts_format="none", group=32)),
+        ("dense", "int4", Choice(kind="dense", experts=0, shared="int4", symmetric=False)),
+    ],
+)
+def test_scores_of_the_budgets_stand_beside_their_plans(family: str, width: str, asked: Choice) -> None:
+    rows = json.loads((STUDIES / "small-budget" / "report.json").read_text(encoding="utf-8"))["rows"]
+    expected = [
+        ("" if row["method"] == "none" else row["method"], row["average"]["value"])
+        for row in rows
+        if (row["family"], row["width"]) == (family, width)
+    ]
+    assert expected
+    skeleton = open_skeleton("smollm2-135m")
+    reports = [study for study in read_studies(STUDIES) if study.accuracies[0][1].source.startswith("small-budget/")]
+    assert [(one.method, one.value) for one in measured(skeleton, measure(skeleton, asked), reports)] == expected
+    others = [replace(asked, attention="int8"), *([replace(asked, group=128)] if asked.has_integers else [])]
+    for other in others:
+        assert not measured(skeleton, measure(skeleton, other), reports)
+    eyeless = open_skeleton("smollm2-135m", vision="none")
+    assert not measured(eyeless, measure(eyeless, asked), reports)
 
 
 def test_a_file_that_is_no_report_is_passed_over(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def lines(survey: Survey, *, rows: int) -> list[str]:
     shape = f"H {skeleton.hidden_size}, F {skeleton.ffn_size}, {skeleton.layers} layers"
     head = [f"{skeleton.name}: {shape}; from {skeleton.source}"]
     if survey.found is not None:
-        return [*head, *_budget(survey, rows), "", *_peers(survey)]
+        return [*head, *_budget(survey, rows), "", *_peers(survey), *_accuracies(survey, survey.found.plans[:rows])]
     return [
         *head,
         f"plan: {survey.plan.choice.title()}, {survey.plan.choice.top_k or 'no'} routed experts a token"
@@ -49,6 +49,7 @@ def lines(survey: Survey, *, rows: int) -> list[str]:
         *_devices(survey.devices),
         "",
         *_peers(survey),
+        *_accuracies(survey, [survey.plan]),
     ]
 
 
@@ -77,7 +78,7 @@ def _plan(survey: Survey) -> list[str]:
         f"{gib(plan.ffn_bytes)} as stored",
         f"a token reads {gib(plan.token_bytes)} GiB and meets weights of {plan.token_bits:.2f} bits in the mean",
     ]
-    return [*stored, "", *memory, "", *paper, *_accuracy(survey, plan.choice.title())]
+    return [*stored, "", *memory, "", *paper]
 
 
 def _budget(survey: Survey, rows: int) -> list[str]:
@@ -91,7 +92,6 @@ def _budget(survey: Survey, rows: int) -> list[str]:
     )
     left = len(found.plans) - len(shown)
     more = f"; {left} more with --rows" if left else ""
-    accuracies = [line for plan in shown for line in _accuracy(survey, plan.choice.title())]
     there = survey.devices[0][0]
     return [
         f"budget: {survey.budget_text} of {COUNTED[survey.on]}",
@@ -102,7 +102,6 @@ def _budget(survey: Survey, rows: int) -> list[str]:
         "Ordered by the mean bits of the weights that a token meets, which is precision, not accuracy.",
         "2bit: whether the faster codec, with the same numbers, is within the budget too.",
         f"fits: in the {gib(there.free)} GiB that {there.name} has free; slow: weights are read again and again.",
-        *accuracies,
     ]
 
 
@@ -140,8 +139,7 @@ def _peers(survey: Survey) -> list[str]:
         rows.append((title, f"{plan.paper_gib:.2f}", *sizes, f"{plan.token_bits:.2f}", *fits))
     title = "the same bytes otherwise" if budget is not None else "beside it"
     header = (title, "paper", "ffn", "file", "memory", "bits a token", *([] if budget is None else ["within"]))
-    mine = (peer.plan.choice.title() for peer in survey.peers if peer.plan.model == survey.skeleton.name)
-    return [*_table(header, rows), *(line for one in mine for line in _accuracy(survey, one))]
+    return _table(header, rows)
 
 
 def _rest(plan: Plan) -> str:
@@ -169,12 +167,24 @@ def _devices(devices: Iterable[tuple[Device, Plan]]) -> list[str]:
     return [*table, bound, *notes]
 
 
-def _accuracy(survey: Survey, title: str) -> list[str]:
-    return [
-        f"measured, {title}: {100 * one.value:.1f}% ({100 * one.low:.1f} to {100 * one.high:.1f}) of {one.n} "
-        f"{one.split} questions ({one.source})"
+def _accuracies(survey: Survey, plans: Iterable[Plan]) -> list[str]:
+    """What was measured of these plans and of the peers."""
+    beside = (peer.plan for peer in survey.peers if peer.plan.model == survey.skeleton.name)
+    titles = dict.fromkeys(plan.choice.title() for plan in (*plans, *beside))
+    rows = [
+        (
+            title,
+            f"{100 * one.value:.1f}",
+            f"{100 * one.low:.1f} to {100 * one.high:.1f}",
+            f"{one.n} {one.split}",
+            one.method.upper(),
+            one.source.removesuffix("/report.json"),
+        )
+        for title in titles
         for one in survey.accuracies.get(title, ())
     ]
+    header = ("measured", "average, %", "95%", "questions", "method", "study")
+    return ["", *_table(header, rows, last_left=True)] if rows else []
 
 
 def _both(size: int) -> tuple[str, str]:

@@ -72,6 +72,12 @@ class Choice:
         routed = self.kind != "dense" and self.experts_format != "none"
         return routed or any(getattr(self, name) != "none" for name in ("shared", *OUTSIDE))
 
+    @property
+    def has_integers(self) -> bool:
+        """Whether integers with a scale per group are stored."""
+        routed = self.kind != "dense" and self.experts_format in STORAGES[1:]
+        return routed or any(getattr(self, name) != "none" for name in ("shared", *OUTSIDE))
+
     def contract(self, num_layers: int) -> MoteConfig | None:
         """The `quantization_config`, sizes aside, for a model of so many layers; None for a dense one as it is.
 
@@ -111,7 +117,7 @@ class Choice:
     def title(self) -> str:
         """ "4 x 1.6 bit + shared int4", in the words of the tables; what differs from the usual way comes last."""
         rest = "".join(f", {name} {value}" for name in OUTSIDE if (value := getattr(self, name)) != "none")
-        if any(getattr(self, name) != "none" for name in ("shared", *OUTSIDE)) or self.experts_format in STORAGES[1:]:
+        if self.has_integers:
             rest += f", group {self.group}" * (self.group != 64) + ", zero points" * (not self.symmetric)
         rest += f", in {len(self.layers)} layers" * bool(self.layers)
         if self.kind == "dense":

@@ -1,16 +1,16 @@
-"""Accuracies that were measured, beside plans of the same shape and format: `studies/*/report.json`.
+"""Accuracies that were measured, beside plans of the same shape and formats: `studies/*/report.json`.
 
-A report names no model, but its checkpoint has a size: a plan was measured where the same number of experts in the same
-formats, in all layers, makes a file of that size, eyes included. Nothing is interpolated.
+A file is the report of a pipeline (a packed model and the dense one behind it) or of `benchmarks/budget.py` (`rows`,
+each with its `choice`). Neither names a model, but one of its checkpoints has a size, eyes included: a plan was measured
+where that checkpoint would have this size of the planned model too, and the choice is the same. Nothing is interpolated.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mote.checkpoint.contract import OUTSIDE
 from mote.errors import MoteError
 from mote.plan.choice import CODECS, Choice
 from mote.plan.measure import Plan, Use, count
@@ -22,27 +22,29 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """value, low, high: average accuracy from 0 to 1, with its interval of 95%. n: questions. source: the report."""
+    """value, low, high: average accuracy from 0 to 1, with its interval of 95%. n: questions. method: that chose the
+    integers, "" where there are none. source: the report."""
 
     value: float
     low: float
     high: float
     n: int
     split: str
+    method: str
     source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """packed: what was measured. file_bytes: of its checkpoint. accuracy: of it and of the dense model behind it."""
+    """checkpoint, file_bytes: one of its checkpoints, by whose size its model is known. accuracies: what was measured."""
 
-    packed: Choice
+    checkpoint: Choice
     file_bytes: int
-    accuracy: Mapping[str, Measured]
+    accuracies: tuple[tuple[Choice, Measured], ...]
 
 
 def read_studies(folder: Path) -> list[Study]:
-    """Every report.json below `folder` of a packed model that a plan can describe; other files are passed over."""
+    """Every report.json below `folder` of models that a plan can describe; other files are passed over."""
     found = []
     for path in sorted(folder.glob("*/report.json")):
         try:
@@ -55,29 +57,53 @@ def read_studies(folder: Path) -> list[Study]:
 
 
 def _study(report: Mapping[str, Any], source: str) -> Study | None:
+    if "rows" in report:
+        settings = report["settings"]
+        return Study(
+            checkpoint=Choice(),
+            file_bytes=int(settings["packed_bytes"]),
+            accuracies=tuple(
+                (Choice(**row["choice"]), _measured(row["average"], settings["split"], row["method"], source))
+                for row in report["rows"]
+            ),
+        )
     mixture, split = report["provenance"]["mixture"], str(report["provenance"]["split"])
     if mixture.get("shared", {}).get("quantizer", "none") != "none" or mixture.get("codec") not in CODECS:
         return None
-    accuracy = {}
-    for series in ("dense", "packed"):
-        score = report["accuracy"][series]["average"]
-        value, low, high = (float(score[key]) for key in ("value", "low", "high"))
-        accuracy[series] = Measured(value=value, low=low, high=high, n=int(score["n"]), split=split, source=source)
     packed = Choice(experts=int(mixture["num_experts"]), codec=mixture["codec"])
-    return Study(packed=packed, file_bytes=int(report["bytes"]["checkpoint"]), accuracy=accuracy)
+    choices = {"packed": packed, "dense": Choice(kind="dense", experts=0)}
+    return Study(
+        checkpoint=packed,
+        file_bytes=int(report["bytes"]["checkpoint"]),
+        accuracies=tuple(
+            (choice, _measured(report["accuracy"][series]["average"], split, "none", source))
+            for series, choice in choices.items()
+        ),
+    )
+
+
+def _measured(average: Mapping[str, Any], split: str, method: str, source: str) -> Measured:
+    value, low, high = (float(average[key]) for key in ("value", "low", "high"))
+    named = "" if method == "none" else method
+    return Measured(value=value, low=low, high=high, n=int(average["n"]), split=split, method=named, source=source)
 
 
 def measured(skeleton: Skeleton, plan: Plan, studies: Sequence[Study]) -> list[Measured]:
-    """What the studies say of exactly this plan: the packed model's, or for a dense one in BF16 the dense model's."""
-    choice, found = plan.choice, []
-    if choice.layers or any(getattr(choice, name) != "none" for name in ("shared", *OUTSIDE)):
-        return []
+    """What the studies say of exactly this plan."""
+    return list(_found(skeleton, _essential(plan.choice), studies))
+
+
+def _found(skeleton: Skeleton, choice: Choice, studies: Sequence[Study]) -> Iterator[Measured]:
     for study in studies:
-        packed = study.packed
-        alike = replace(choice, group=packed.group, symmetric=packed.symmetric) == packed
-        if choice.kind != "dense" and not alike:
-            continue
-        size = count(skeleton, packed, "file", Use())
+        size = count(skeleton, study.checkpoint, "file", Use())
         if abs(size - study.file_bytes) <= TOLERANCE * size:
-            found.append(study.accuracy["dense" if choice.kind == "dense" else "packed"])
-    return found
+            yield from (accuracy for other, accuracy in study.accuracies if _essential(other) == choice)
+
+
+def _essential(choice: Choice) -> Choice:
+    """Without the settings that nothing in it is stored by."""
+    if choice.kind == "dense":
+        choice = replace(choice, experts_format="ternary")
+    if choice.kind == "dense" or choice.experts_format != "ternary":
+        choice = replace(choice, codec="base3")
+    return choice if choice.has_integers else replace(choice, group=64, symmetric=True)
