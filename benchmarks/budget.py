@@ -24,7 +24,6 @@ from benchmarks.budget_page import PAGE, PICTURE, draw, filled
 from benchmarks.budget_variants import BITS, FAMILIES, GROUP, choice, nominal_bits, sixteenths, variants
 from benchmarks.report import processor, save
 
-
 REPORT = Path(__file__).resolve().parents[1] / "studies" / "small-budget" / "report.json"
 """Among the studies, where `mote plan` finds it."""
 

@@ -183,7 +183,7 @@ def _accuracies(survey: Survey, plans: Iterable[Plan]) -> list[str]:
         for title in titles
         for one in survey.accuracies.get(title, ())
     ]
-    header = ("measured", "average, %", "95%", "questions", "method", "study")
+    header = ("measured", "%", "95%", "questions", "method", "study")
     return ["", *_table(header, rows, last_left=True)] if rows else []
 
 

@@ -1,8 +1,9 @@
 """Accuracies that were measured, beside plans of the same shape and formats: `studies/*/report.json`.
 
 A file is the report of a pipeline (a packed model and the dense one behind it) or of `benchmarks/budget.py` (`rows`,
-each with its `choice`). Neither names a model, but one of its checkpoints has a size, eyes included: a plan was measured
-where that checkpoint would have this size of the planned model too, and the choice is the same. Nothing is interpolated.
+each with its `choice`). Neither names a model, but one of its checkpoints has a size, eyes included: a plan was
+measured where that checkpoint would have this size of the planned model too, and the choice is the same. Nothing is
+interpolated.
 """
 
 import json
@@ -36,7 +37,8 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """checkpoint, file_bytes: one of its checkpoints, by whose size its model is known. accuracies: what was measured."""
+    """checkpoint, file_bytes: one of its checkpoints, by whose size its model is known. accuracies: what was found of
+    each choice."""
 
     checkpoint: Choice
     file_bytes: int
