@@ -100,8 +100,7 @@ class Layers:
         kept, self.on = folder / "begun.json", dict(on)
         begun = json.loads(kept.read_text()) if kept.exists() else {"git": ""}
         if begun == {"path": path, **on, "git": begun["git"]}:
-            commits = begun["git"].split(", then ")
-            self.on["git"] = ", then ".join(commits + [on["git"]] * (on["git"] not in commits))
+            self.on["git"] = ", then ".join(dict.fromkeys([*begun["git"].split(", then "), on["git"]]))
         else:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

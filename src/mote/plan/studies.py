@@ -7,7 +7,7 @@ interpolated.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,12 @@ def _measured(average: Mapping[str, Any], split: str, method: str, source: str) 
 
 def measured(skeleton: Skeleton, plan: Plan, studies: Sequence[Study]) -> list[Measured]:
     """What the studies say of exactly this plan."""
-    return list(_found(skeleton, _essential(plan.choice), studies))
-
-
-def _found(skeleton: Skeleton, choice: Choice, studies: Sequence[Study]) -> Iterator[Measured]:
+    choice, found = _essential(plan.choice), []
     for study in studies:
         size = count(skeleton, study.checkpoint, "file", Use())
         if abs(size - study.file_bytes) <= TOLERANCE * size:
-            yield from (accuracy for other, accuracy in study.accuracies if _essential(other) == choice)
+            found += [accuracy for other, accuracy in study.accuracies if _essential(other) == choice]
+    return found
 
 
 def _essential(choice: Choice) -> Choice:
