@@ -2,6 +2,7 @@
 
     python -m benchmarks.budget [--run runs/small] [--out-dir runs/budget] [--recipe recipes/small.yaml]
     python -m benchmarks.budget --method rtn --widths int4 int3 --keep
+    python -m benchmarks.budget --families moe2 --widths int6 --keep
     python -m benchmarks.budget --draw
 
 needs a finished pipeline in --run: its dense model (stage II), its data and its trained MoTE. The others are up-cycled
@@ -33,7 +34,9 @@ def folder(name: str, width: str, method: str) -> str:
     return f"{name}/{width}" if width == "none" else f"{name}/{width}-{method}"
 
 
-def steps(run: Path, experts: Any, method: str, seed: int, widths: Sequence[str]) -> Iterator[Any]:
+def steps(
+    run: Path, experts: Any, method: str, seed: int, families: Sequence[str], widths: Sequence[str]
+) -> Iterator[Any]:
     """The table of steps: up-cycling and training of each family, then quantising and scoring of each variant."""
     from mote.cli.steps import Step
     from mote.compress.quantize_config import QuantizeConfig
@@ -41,7 +44,8 @@ def steps(run: Path, experts: Any, method: str, seed: int, widths: Sequence[str]
     from mote.upcycle.config import preset
 
     given = {name: (run / name / "mote.json").read_text() for name in ("dense", "mote")}
-    for name, family in FAMILIES.items():
+    for name in families:
+        family = FAMILIES[name]
         if not family.experts:
             continue
         settings = preset("moe-llava", num_experts=family.experts, seed=seed)
@@ -51,7 +55,7 @@ def steps(run: Path, experts: Any, method: str, seed: int, widths: Sequence[str]
                    run=_upcycle(settings, run))  # fmt: skip
         yield Step(name=f"{name}-train", title=f"training {family.title}", output=f"{name}/trained", config=experts,
                    parents=(f"{name}-upcycle",), seconds=240, run=_train(experts, run, f"{name}-upcycle"))  # fmt: skip
-    for name, width in variants(widths):
+    for name, width in variants(families, widths):
         family, at = FAMILIES[name], folder(name, width, method)
         base = (f"{name}-train",) if family.experts else ()
         parent = {} if base else {"parent": given[name]}
@@ -125,10 +129,10 @@ def stored_ffn_bytes(checkpoint: Path) -> int:
     return true_ffn_bytes(tensors) - sum(t.nbytes // 2 for t in matrices)
 
 
-def rows(run: Path, out: Path, method: str, widths: Sequence[str]) -> list[dict[str, Any]]:
+def rows(run: Path, out: Path, method: str, families: Sequence[str], widths: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each variant that has been scored."""
     found = []
-    for name, width in variants(widths):
+    for name, width in variants(families, widths):
         family, packed = FAMILIES[name], out / folder(name, width, method)
         result = packed.with_name(f"{packed.name}-score") / "result.json"
         if not result.exists():
@@ -166,6 +170,7 @@ def main() -> None:
     parser.add_argument("--out-dir", type=Path, default=Path("runs/budget"))
     parser.add_argument("--recipe", type=Path, default=Path("recipes/small.yaml"))
     parser.add_argument("--method", default="hqq", choices=("rtn", "hqq", "gptq"))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--widths", nargs="+", choices=BITS, default=list(BITS))
     parser.add_argument("--keep", action="store_true", help="keep the other rows of --out")
     parser.add_argument("--out", type=Path, default=REPORT)
@@ -177,9 +182,9 @@ def main() -> None:
 
         e = read_experiment(a.recipe)
         run = a.run.absolute()
-        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed, a.widths)))
+        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed, a.families, a.widths)))
         kept = json.loads(a.out.read_text())["rows"] if a.keep else []
-        measured = [*kept, *rows(run, a.out_dir, a.method, a.widths)]  # the later of two alike stays
+        measured = [*kept, *rows(run, a.out_dir, a.method, a.families, a.widths)]  # the later of two alike stays
         found = {(row["family"], row["width"], row["method"]): row for row in measured}
         packed = sum(path.stat().st_size for path in (run / "packed").glob("*.safetensors"))
         settings = {"recipe": a.recipe.name, "split": "val", "seed": e.seed, "packed_bytes": packed}

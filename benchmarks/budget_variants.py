@@ -31,9 +31,9 @@ FAMILIES = {
 }
 VARIANTS = {
     "mote": ("none", "int8", "int4", "int3", "int2"),
-    "moe4": ("none", "int6", "int4", "int3", "int2"),
+    "moe4": ("none", "int8", "int6", "int4", "int3", "int2"),
     "moe3": ("int8", "int4", "int3"),
-    "moe2": ("none", "int8", "int4"),
+    "moe2": ("none", "int8", "int6", "int4"),
     "dense": ("none", "int8", "int4", "int3", "int2"),
 }
 
@@ -57,6 +57,6 @@ def choice(family: str, width: str) -> dict[str, Any]:
     return {"kind": family, "experts": 4 if family == "mote" else 0, "shared": width, **stored}
 
 
-def variants(widths: Sequence[str]) -> Iterator[tuple[str, str]]:
+def variants(families: Sequence[str], widths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(family, width) of each variant that was asked for."""
-    return ((name, width) for name, all_widths in VARIANTS.items() for width in all_widths if width in widths)
+    return ((name, width) for name in families for width in VARIANTS[name] if width in widths)

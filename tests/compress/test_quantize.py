@@ -391,9 +391,13 @@ def test_an_interrupted_write_leaves_source_and_place_as_they_were(source, write
     assert not list(tmp_path.glob("out*"))
 
 
-def test_settings_that_make_no_sense():
+def test_settings_that_make_no_sense(tmp_path):
     with pytest.raises(RecipeError, match="say --asymmetric"):
         QuantizeConfig(method="hqq")
+    with pytest.raises(
+        RecipeError, match="'int5' is not one of 'none', 'int2', 'int3', 'int4', 'int6', 'int8', 'auto'"
+    ):
+        mote.quantize(tmp_path / "none", tmp_path / "out", shared="int5")
     with pytest.raises(RecipeError, match="method='magic'"):
         QuantizeConfig(method="magic")
     with pytest.raises(RecipeError, match="samples=0"):

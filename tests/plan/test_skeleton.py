@@ -9,6 +9,8 @@ import pytest
 
 from mote.errors import PlanError
 from mote.plan import known
+from mote.plan.choice import Choice
+from mote.plan.measure import Use, measure
 from mote.plan.skeleton import image_tokens, open_skeleton
 
 SHAPE = known.table("models")["qwen2.5-0.5b"]
@@ -53,6 +55,24 @@ def test_a_family_of_no_table_is_built_by_transformers(tmp_path: Path) -> None:
     found = open_skeleton(write(tmp_path, config))
     assert "transformers" in found.source
     assert (found.hidden_size, found.ffn_size, found.layers) == (32, 64, 2)
+
+
+def test_a_tower_for_pictures_of_any_size_counts_though_their_tokens_do_not(tmp_path: Path) -> None:
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 2, "vocab_size": 200_000, "tie_word_embeddings": True}
+    eyes = {"depth": 1, "hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 64}
+    eyes |= {"patch_size": 14, "spatial_merge_size": 2, "fullatt_block_indexes": [0]}
+    path = write(tmp_path, {"model_type": "qwen2_5_vl", **text, "text_config": text, "vision_config": eyes})
+    found = open_skeleton(path)
+    assert (found.eyes, found.image_tokens) == (True, 0)
+    tower = measure(found, Choice()).components["vision_tower"]
+    assert tower > 0
+    assert measure(found, Choice(), Use(bf16=False)).resident.pictures >= 2 * tower
+    assert measure(found, Choice(), Use(images=0)).resident.pictures == 0
+    # 448 / 14 / 2 squared
+    assert open_skeleton(path, image_size=448).image_tokens == 256
+    with pytest.raises(PlanError, match="27 pixels is smaller than a patch of 28"):
+        open_skeleton(path, image_size=27)
 
 
 @pytest.mark.parametrize(

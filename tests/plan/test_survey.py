@@ -37,6 +37,15 @@ def test_peers_at_the_papers_budget() -> None:
     }
 
 
+def test_a_baseline_with_dense_layers_has_them_in_its_format_too() -> None:
+    skeleton = open_skeleton("qwen2.5-3b")
+    found = {p.title: p.plan for p in peers(skeleton, None, "paper", Choice(layers=tuple(range(0, 36, 2))), Use())}
+    # 3 bits of 16, in 18 layers with four networks and 18 with one
+    assert found["MoE-LLaVA, 4 experts INT3"].paper_gib == pytest.approx(found["dense BF16"].paper_gib * 3 / 16 * 2.5)
+    assert found["2 experts BF16"].paper_gib == pytest.approx(found["dense BF16"].paper_gib * 1.5)
+    assert found["3 experts INT4"].choice.title() == "3 x INT4 + dense layers INT4, in 18 layers"
+
+
 def test_peers_choose_attention_and_head_where_the_budget_counts_them() -> None:
     skeleton = open_skeleton("qwen2.5-0.5b")
     tight, ample = (

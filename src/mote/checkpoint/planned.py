@@ -61,8 +61,11 @@ def table_of(names: Iterable[str]) -> str:
 
 
 def head_of(names: Iterable[str]) -> str | None:
-    """Name of the head of a dense model, None for one that is tied to its embedding."""
-    return next((name for name in names if name == "lm_head.weight" or name.endswith(".lm_head.weight")), None)
+    """Module of the head among the names of a checkpoint's tensors, packed or not; None for one that is tied to its
+    embedding."""
+    found = (name.rpartition(".") for name in names)
+    heads = (module for module, _, last in found if last in ("weight", "packed"))
+    return next((module for module in heads if module == "lm_head" or module.endswith(".lm_head")), None)
 
 
 def planned_tensors(dense: Iterable[PlannedTensor], mote: MoteConfig | None) -> list[PlannedTensor]:
@@ -101,8 +104,8 @@ def _linears(mote: MoteConfig, source: Iterable[str]) -> dict[str, Linear]:
     """What is packed outside of the mixtures: `plain_linears` finds a head by its packed name."""
     names = list(source)
     if integer_codec(mote.head):
-        head = head_of(names) or table_of(names)
-        names = [f"{name.removesuffix('.weight')}.packed" if name == head else name for name in names]
+        head = head_of(names) or table_of(names).removesuffix(".weight")
+        names = [f"{head}.packed" if name == f"{head}.weight" else name for name in names]
     return plain_linears(mote, names)
 
 

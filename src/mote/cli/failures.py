@@ -22,7 +22,7 @@ def report(error: BaseException, *, debug: bool = False) -> int:
     if isinstance(error, KeyboardInterrupt) or (
         isinstance(error, typer.Abort) and not isinstance(error.__cause__, EOFError)
     ):
-        say("interrupted: what was finished is kept; run the same command again (train: with --resume)")
+        say("interrupted: nothing is half-written; the same command goes on where it can (train: with --resume)")
         return INTERRUPTED
     if isinstance(error, typer.Exit):
         return int(error.exit_code)

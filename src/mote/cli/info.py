@@ -60,7 +60,6 @@ def _needs(checkpoint: "Checkpoint") -> "tuple[Resident, int]":
         context=context,
         image_tokens=image_tokens,
         tower_bytes_per_weight=2 if processor_has_bf16() else 4,
-        eyes=image_tokens > 0,
     )
     return needs, context
 

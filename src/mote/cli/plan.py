@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mote.plan.survey import Survey
 
 EXAMPLE = "mote plan --model qwen2.5-3b --experts 4 --shared int4 --budget 3.4GiB"
+PLACEMENTS = ("dense", "sparse", "first_half", "second_half")
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME|PATH", help="Known name, config.json, checkpoint, or hub id.")
 ]
@@ -26,9 +27,7 @@ Codec = Annotated[str | None, typer.Option("--codec", metavar="base3|2bit", help
 Asymmetric = Annotated[
     bool, typer.Option("--asymmetric", help="Zero points beside the scales (pack: symmetric=false).")
 ]
-Placement = Annotated[
-    str, typer.Option("--placement", help="Layers with a mixture: dense, sparse, first_half, second_half.")
-]
+Placement = Annotated[str, typer.Option("--placement", help=f"Layers with a mixture: {', '.join(PLACEMENTS)}.")]
 Vision = Annotated[
     str | None, typer.Option("--vision", metavar="NAME|none", help="Vision tower to join, by a known name.")
 ]
@@ -139,6 +138,8 @@ def _refuse_contradictions(
         raise PlanError(
             "plan: a dense model has no experts; leave out --experts, --experts-format, --codec and --placement"
         )
+    if placement not in PLACEMENTS:
+        raise PlanError(f"plan: placement={placement!r} is unknown; use one of {', '.join(PLACEMENTS)}")
     if codec and routed != "ternary":
         raise PlanError(
             f"plan: codec={codec} is for ternary experts; leave out --codec, or say --experts-format ternary"

@@ -36,6 +36,8 @@ def lines(survey: Survey, *, rows: int) -> list[str]:
     skeleton = survey.skeleton
     shape = f"H {skeleton.hidden_size}, F {skeleton.ffn_size}, {skeleton.layers} layers"
     head = [f"{skeleton.name}: {shape}; from {skeleton.source}"]
+    if survey.use.images and not skeleton.image_tokens:
+        head.append("its config does not say how many tokens a picture takes: none are counted; say --image-size")
     if survey.found is not None:
         return [*head, *_budget(survey, rows), "", *_peers(survey), *_accuracies(survey, survey.found.plans[:rows])]
     return [
@@ -163,7 +165,7 @@ def _devices(devices: Iterable[tuple[Device, Plan]]) -> list[str]:
     ]
     table = _table(("device", "memory", "free", "needed", "tokens/s below", "fits"), rows, last_left=True)
     notes = [f"{there.name}: {there.note}" for there, _ in found]
-    bound = "tokens/s below: read bandwidth over the bytes that a token reads; an upper bound, not a forecast."
+    bound = "tokens/s below: read bandwidth over what a token reads when the context is full; not a forecast."
     return [*table, bound, *notes]
 
 

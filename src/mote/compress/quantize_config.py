@@ -26,7 +26,7 @@ class QuantizeConfig(PackConfig):
     pictures: whether calibration data without any picture are an error, for a model that was made for pictures.
     """
 
-    shared: Storage | Literal["auto"] = AUTO  # type: ignore[assignment]
+    shared: Literal[Storage, "auto"] = AUTO  # type: ignore[assignment]
     method: Method = "rtn"
     samples: int = 512
     max_length: int = 2048

@@ -167,7 +167,8 @@ def _tie(source: Checkpoint) -> tuple[bool, str]:
     is no head.
     """
     tied = bool(getattr(open_config(source), "tie_word_embeddings", False))
-    head = head_of(source.tensors) or ""
+    module = head_of(source.tensors)
+    head = f"{module}.weight" if module else ""
     if not head and not tied:
         raise CheckpointError(f"{source.root}: lacks lm_head.weight, which config.json asks for; fetch it again")
     if not head or not tied:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.layout import decoder_prefixes, ffn_sizes
+from mote.checkpoint.planned import head_of
 from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.verify import check_hashes
 from mote.errors import CheckpointError, UnsupportedModelError
@@ -31,7 +32,6 @@ LAYER = re.compile(
 """Names inside a decoder layer that every export knows."""
 SWIGLU = ("gate", "up", "down")
 """The matrices of a network, without the "_proj" of their names."""
-HEADS = ("lm_head", "language_model.lm_head", "model.lm_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +153,8 @@ def _why_not(checkpoint: Checkpoint, text: Any, mote: MoteConfig, prefixes: dict
 
 
 def _head(checkpoint: Checkpoint, *, tied: bool) -> str:
-    for head in HEADS:
-        if f"{head}.weight" in checkpoint.tensors or f"{head}.packed" in checkpoint.tensors:
-            return head
+    if head := head_of(checkpoint.tensors):
+        return head
     if not tied:
         raise CheckpointError(f"{checkpoint.root}: lacks lm_head.weight, which config.json asks for; fetch it again")
     return ""

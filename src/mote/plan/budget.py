@@ -52,7 +52,7 @@ def budget_bytes(text: str, on: On) -> int:
     """ "3.4GiB", "800 MiB", "6.8GB" as bytes. Raises PlanError.
 
     GB and MB are powers of 1000, except for the paper's accounting, whose GB are GiB. There a budget is a printed
-    figure, and half of its last digit is added: what prints as 3.4 fits 3.4.
+    figure, and half of its last digit behind the point is added: what prints as 3.4 fits 3.4. A whole number is exact.
     """
     squeezed = text.strip().replace(" ", "")
     if _THOUSANDS.match(squeezed):
@@ -74,8 +74,8 @@ def budget_bytes(text: str, on: On) -> int:
     return int(value * base**power)
 
 
-def search(skeleton: Skeleton, budget: int, on: On, fixed: Choice, space: Space, use: Use) -> Found:
-    """The plans for `budget` bytes of the kind `on`; `fixed` gives what is not searched.
+def search(skeleton: Skeleton, budget: int, on: On, fixed: Choice, space: Space, use: Use, *, said: str = "") -> Found:
+    """The plans for `budget` bytes of the kind `on`, `said` by a user; `fixed` gives what is not searched.
 
     Raises PlanError, with the smallest plan there is, when nothing fits.
     """
@@ -89,7 +89,7 @@ def search(skeleton: Skeleton, budget: int, on: On, fixed: Choice, space: Space,
     fitting = [row for row in rows if row[0] <= budget - HEADER or _fits(skeleton, row, budget, on, use)]
     if not fitting:
         raise PlanError(
-            f"budget: nothing fits {shown(budget)} ({on}); the smallest plan of {skeleton.name} takes "
+            f"budget: nothing fits {said or shown(budget)} ({on}); the smallest plan of {skeleton.name} takes "
             f"{shown(smallest.bytes(on))}: {least.title()}" + _advice(on)
         )
     plans = [measure(skeleton, choice, use) for choice in _best(fitting)]

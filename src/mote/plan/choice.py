@@ -125,8 +125,10 @@ class Choice:
         routed = {"base3": "1.6 bit", "2bit": "2 bit"}[self.codec]
         if self.experts_format != "ternary":
             routed = storage_title(self.experts_format)
-        shared = "" if self.kind == "moe-llava" else f" + shared {storage_title(self.shared)}"
-        return f"{self.experts} x {routed}{shared}{rest}"
+        if self.kind == "moe-llava":
+            dense = f" + dense layers {storage_title(self.shared)}" * bool(self.layers)
+            return f"{self.experts} x {routed}{dense}{rest}"
+        return f"{self.experts} x {routed} + shared {storage_title(self.shared)}{rest}"
 
 
 def storage_title(storage: str) -> str:

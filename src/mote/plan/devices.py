@@ -39,7 +39,8 @@ class Device:
         return "mapped" if plan.resident.own <= self.free else "no"
 
     def bound(self, plan: Plan) -> float:
-        """Tokens a second that decoding cannot exceed: bandwidth over the bytes that a token reads. 0 if unknown."""
+        """Tokens a second at a full context if nothing but memory took time: bandwidth over what a token reads, 0 if
+        unknown."""
         return self.bandwidth / plan.token_bytes
 
     def to_dict(self, plan: Plan | None = None) -> dict[str, Any]:

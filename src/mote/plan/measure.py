@@ -41,7 +41,7 @@ class Use:
             raise PlanError(
                 f"plan: a context of {self.context} tokens, and the model has {skeleton.positions} positions"
             )
-        images = self.images if skeleton.image_tokens else 0
+        images = self.images if skeleton.eyes else 0
         if images * skeleton.image_tokens > self.context:
             raise PlanError(
                 f"plan: {images} pictures take {images * skeleton.image_tokens} tokens, more than --context "
@@ -141,7 +141,7 @@ def _stored(skeleton: Skeleton, choice: Choice) -> tuple[MoteConfig | None, list
     """The contract, with its sizes, and the tensors of the checkpoint."""
     if choice.layers and choice.layers[-1] >= skeleton.layers:
         raise PlanError(f"plan: layer {choice.layers[-1]} of a model with {skeleton.layers}")
-    if choice.tower != "none" and not skeleton.image_tokens:
+    if choice.tower != "none" and not skeleton.eyes:
         raise PlanError(f"plan: tower={choice.tower}, but {skeleton.name} has no vision tower; leave it out")
     mote = choice.contract(skeleton.layers)
     try:

@@ -69,7 +69,8 @@ def _fitted(skeleton: Skeleton, choice: Choice, budget: int | None, on: On, spac
 
 
 def _baseline(fixed: Choice, experts: int, storage: str) -> Choice:
-    return replace(fixed, kind="moe-llava", experts=experts, experts_format=storage, shared="none")
+    dense = storage if fixed.layers else "none"  # the layers without a mixture
+    return replace(fixed, kind="moe-llava", experts=experts, experts_format=storage, shared=dense)
 
 
 def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, space: Space, use: Use) -> Peer | None:
@@ -100,7 +101,7 @@ def _bigger(skeleton: Skeleton, budget: int | None, on: On, choice: Choice, spac
 
 def _behind_the_same_eyes(text: Mapping[str, Any], skeleton: Skeleton) -> Mapping[str, Any]:
     """The config of a language model in the place of the one in `skeleton`."""
-    if not skeleton.image_tokens:
+    if not skeleton.eyes:
         return text
     tied = text.get("tie_word_embeddings", False)
     own = {key: value for key, value in skeleton.config.items() if key not in ("dtype", "torch_dtype")}

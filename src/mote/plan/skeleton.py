@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mote.checkpoint.accounting import component_of
 from mote.checkpoint.contract import QUANT_METHOD, MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import decoder_prefixes
@@ -33,8 +34,9 @@ class Skeleton:
     """A dense model without weights.
 
     name: for titles. source: where its shapes were read. tensors: in the order of a file. hidden_size, ffn_size,
-    layers: H, F, L. image_tokens: of one picture, 0 without eyes. positions: the longest text, 0 if not stated.
-    model_type: of the language model. config: the whole config.json, that of an up-cycled model's base.
+    layers: H, F, L. image_tokens: of one picture, 0 without eyes or where the model takes any size and none was said.
+    positions: the longest text, 0 if not stated. model_type: of the language model. config: the whole config.json, that
+    of an up-cycled model's base.
     """
 
     name: str
@@ -47,6 +49,11 @@ class Skeleton:
     positions: int = 0
     model_type: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def eyes(self) -> bool:
+        """Whether it has a vision tower."""
+        return any(component_of(tensor.name) == "vision_tower" for tensor in self.tensors)
 
 
 def open_skeleton(model: str, *, vision: str | None = None, image_size: int = 0) -> Skeleton:
@@ -84,8 +91,9 @@ def of_config(config: Mapping[str, Any], name: str, source: str, *, image_size: 
 
 
 def image_tokens(config: Mapping[str, Any], image_size: int = 0) -> int:
-    """Tokens of one picture of `image_size` pixels (0: as the config says) as llava and aya_vision count them, and by
-    `image_seq_length` or `mm_tokens_per_image` in a config of another kind that has one; 0 without eyes."""
+    """Tokens of one picture of `image_size` pixels (0: as the config says) as llava, aya_vision and Qwen2-VL count
+    them, and by `image_seq_length` or `mm_tokens_per_image` in a config of another kind that has one; 0 without eyes,
+    and where nothing says it. Raises PlanError for a picture smaller than a patch."""
     vision = config.get("vision_config")
     if not isinstance(vision, Mapping):
         return 0
@@ -93,6 +101,9 @@ def image_tokens(config: Mapping[str, Any], image_size: int = 0) -> int:
     stated = next((config[key] for key in ("mm_tokens_per_image", "image_seq_length") if config.get(key)), 0)
     if not isinstance(side, int) or not isinstance(patch, int) or patch < 1:
         return int(stated)
+    patch *= vision.get("spatial_merge_size") or 1
+    if side < patch:
+        raise PlanError(f"a picture of {side} pixels is smaller than a patch of {patch}; show a larger one")
     if config.get("model_type") == "aya_vision":
         return int(side // patch // config.get("downsample_factor", 2)) ** 2
     if config.get("model_type") != "llava" and stated:
@@ -102,7 +113,7 @@ def image_tokens(config: Mapping[str, Any], image_size: int = 0) -> int:
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> tuple[int, int]:
-    """(tokens of one picture, 0 without eyes; the longest text, 0 if not stated), as a checkpoint's files say."""
+    """(tokens of one picture, the longest text) as a checkpoint's files say, 0 for either that they do not."""
     config = checkpoint.config
     text = config.get("text_config") or config
     kind = config.get("base_model_type") or config.get("model_type")
@@ -197,6 +208,7 @@ def _check_sizes(config: Mapping[str, Any], where: str) -> None:
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
         *("head_dim", "vocab_size", "patch_size", "image_size", "num_channels", "mlp_ratio", "downsample_factor"),
         *("max_position_embeddings", "alignment_intermediate_size", "mm_tokens_per_image", "image_seq_length"),
+        "spatial_merge_size",
     ):
         value = config.get(key)
         if value is None or isinstance(value, list):

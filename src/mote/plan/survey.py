@@ -88,7 +88,8 @@ def survey(
     if limit is not None:
         if asked.kind != "mote" or asked.experts_format != "ternary":
             raise PlanError("budget: searches MoTE with ternary experts; drop --kind and --experts-format")
-        found = search(skeleton, limit, counted, asked, space, use)
+        said = "" if budget == FROM_DEVICE else budget or ""
+        found = search(skeleton, limit, counted, asked, space, use, said=said.strip())
     beside = peers(skeleton, limit, counted, asked, use, space)
     reports = read_studies(studies)
     plans = [plan, *(found.plans if found else ()), *(peer.plan for peer in beside)]

@@ -47,7 +47,6 @@ FAMILIES: dict[str, Family] = {
 
 STACKS = ("model.language_model.", "language_model.model.", "model.")
 """Prefixes under which files keep a decoder, most specific first."""
-HEADS = ("lm_head", "language_model.lm_head")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mote.checkpoint.layout import codec_of
+from mote.checkpoint.planned import head_of
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import CheckpointError, UnsupportedModelError
 from mote.kernels.abi import COMBINES, FORMATS, GRANULARITIES, Decoder, Expert, Ffn, Layer, Matrix
-from mote.run.families import FAMILIES, HEADS, STACKS, Family, head_dim, rope
+from mote.run.families import FAMILIES, STACKS, Family, head_dim, rope
 from mote.ternary.format import WeightFormat
 
 PLAIN = {"BF16": "bf16", "F32": "f32"}
@@ -131,10 +132,8 @@ class Weights:
     def _head(self, *, tied: bool) -> str:
         """The head's name, or "" for the embedding: where there is a head it counts, whatever config.json says, as in
         transformers."""
-        names = self._checkpoint.tensors
-        for head in HEADS:
-            if f"{head}.weight" in names or f"{head}.packed" in names:
-                return head
+        if head := head_of(self._checkpoint.tensors):
+            return head
         if tied:
             return ""
         raise CheckpointError(f"{self._checkpoint.root}: lacks lm_head.weight, which config.json asks for")
