@@ -63,7 +63,8 @@ def test_the_head_is_the_table_where_it_is_tied(tied: bool, table: str) -> None:
     assert found["model.layers.0.self_attn.q_proj.scale"] == ("BF16", (1, 2, 64))
     assert found["model.layers.0.self_attn.q_proj.bias"] == ("BF16", (Q,))
     names = [tensor.name for tensor in dense(tied=tied)]
-    assert (table_of(names), head_of(names)) == ("model.embed_tokens.weight", None if tied else "lm_head.weight")
+    assert (table_of(names), head_of(names)) == ("model.embed_tokens.weight", None if tied else "lm_head")
+    assert head_of(found) == (None if tied else "lm_head")
 
 
 def test_sizes_that_a_codec_cannot_hold() -> None:
