@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mote.errors import PlanError
+from mote.errors import PlanError, UnsupportedModelError
 from mote.plan import known
 from mote.plan.choice import Choice
 from mote.plan.measure import Use, measure
@@ -69,6 +69,8 @@ def test_a_tower_for_pictures_of_any_size_counts_though_their_tokens_do_not(tmp_
     assert tower > 0
     assert measure(found, Choice(), Use(bf16=False)).resident.pictures >= 2 * tower
     assert measure(found, Choice(), Use(images=0)).resident.pictures == 0
+    with pytest.raises(UnsupportedModelError, match="no vision tower to pack; looked for layers with"):
+        measure(found, Choice(tower="int8"))
     # 448 / 14 / 2 squared
     assert open_skeleton(path, image_size=448).image_tokens == 256
     with pytest.raises(PlanError, match="27 pixels is smaller than a patch of 28"):

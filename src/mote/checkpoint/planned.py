@@ -13,6 +13,7 @@ from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import (
     MATRICES,
+    TOWER,
     VISION,
     Linear,
     decoder_prefixes,
@@ -29,7 +30,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 def with_sizes(mote: MoteConfig, shapes: Shapes) -> MoteConfig:
     """`mote` with the sizes that packed tensors do not tell, from the `shapes` of a dense model's tensors by name.
 
-    Raises UnsupportedModelError when there is no decoder layer with `.mlp.gate_proj.weight`.
+    Raises UnsupportedModelError when there is no decoder layer with `.mlp.gate_proj.weight`, or no vision tower of a
+    known kind where the contract packs it.
     """
     prefix = next(iter(decoder_prefixes(shapes).values()), None)
     if prefix is None:
@@ -39,7 +41,10 @@ def with_sizes(mote: MoteConfig, shapes: Shapes) -> MoteConfig:
     key_value = shapes.get(f"{prefix}self_attn.k_proj.weight", (0,))[0]
     vocabulary = shapes[table_of(shapes)][0]
     tower: dict[str, Any] = {}
-    for module, sizes in tower_matrices(shapes).items():
+    matrices = tower_matrices(shapes)
+    if integer_codec(mote.tower) and not matrices:
+        raise UnsupportedModelError(f"no vision tower to pack; looked for layers with {', '.join(TOWER)}")
+    for module, sizes in matrices.items():
         tower |= dict(zip(sizes, shapes[f"{module}.weight"], strict=True))
     return replace(
         mote,
