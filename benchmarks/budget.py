@@ -34,17 +34,16 @@ def folder(name: str, width: str, method: str) -> str:
     return f"{name}/{width}" if width == "none" else f"{name}/{width}-{method}"
 
 
-def steps(
-    run: Path, experts: Any, method: str, seed: int, families: Sequence[str], widths: Sequence[str]
-) -> Iterator[Any]:
-    """The table of steps: up-cycling and training of each family, then quantising and scoring of each variant."""
+def steps(run: Path, experts: Any, method: str, seed: int, compared: Sequence[tuple[str, str]]) -> Iterator[Any]:
+    """The table of steps: up-cycling and training of each family, then quantising and scoring of each of the `compared`
+    (family, width)."""
     from mote.cli.steps import Step
     from mote.compress.quantize_config import QuantizeConfig
     from mote.evaluate import EvaluateConfig
     from mote.upcycle.config import preset
 
     given = {name: (run / name / "mote.json").read_text() for name in ("dense", "mote")}
-    for name in families:
+    for name in dict.fromkeys(name for name, _ in compared):
         family = FAMILIES[name]
         if not family.experts:
             continue
@@ -55,7 +54,7 @@ def steps(
                    run=_upcycle(settings, run))  # fmt: skip
         yield Step(name=f"{name}-train", title=f"training {family.title}", output=f"{name}/trained", config=experts,
                    parents=(f"{name}-upcycle",), seconds=240, run=_train(experts, run, f"{name}-upcycle"))  # fmt: skip
-    for name, width in variants(families, widths):
+    for name, width in compared:
         family, at = FAMILIES[name], folder(name, width, method)
         base = (f"{name}-train",) if family.experts else ()
         parent = {} if base else {"parent": given[name]}
@@ -129,10 +128,10 @@ def stored_ffn_bytes(checkpoint: Path) -> int:
     return true_ffn_bytes(tensors) - sum(t.nbytes // 2 for t in matrices)
 
 
-def rows(run: Path, out: Path, method: str, families: Sequence[str], widths: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each variant that has been scored."""
+def rows(run: Path, out: Path, method: str, compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """A row for each of the `compared` variants that has been scored."""
     found = []
-    for name, width in variants(families, widths):
+    for name, width in compared:
         family, packed = FAMILIES[name], out / folder(name, width, method)
         result = packed.with_name(f"{packed.name}-score") / "result.json"
         if not result.exists():
@@ -182,9 +181,10 @@ def main() -> None:
 
         e = read_experiment(a.recipe)
         run = a.run.absolute()
-        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed, a.families, a.widths)))
+        compared = list(variants(a.families, a.widths))
+        run_steps(a.out_dir, list(steps(run, e.experts, a.method, e.seed, compared)))
         kept = json.loads(a.out.read_text())["rows"] if a.keep else []
-        measured = [*kept, *rows(run, a.out_dir, a.method, a.families, a.widths)]  # the later of two alike stays
+        measured = [*kept, *rows(run, a.out_dir, a.method, compared)]  # the later of two alike stays
         found = {(row["family"], row["width"], row["method"]): row for row in measured}
         packed = sum(path.stat().st_size for path in (run / "packed").glob("*.safetensors"))
         settings = {"recipe": a.recipe.name, "split": "val", "seed": e.seed, "packed_bytes": packed}

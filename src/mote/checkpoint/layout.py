@@ -49,6 +49,8 @@ TOWER = {
 }
 """Last part of the name of a matrix in a vision tower's layers (CLIP, SigLIP, DINOv2 by either of its names) -> what
 its rows and columns are called in the contract."""
+NO_TOWER = f"no vision tower to pack; looked for layers with {', '.join(TOWER)}"
+"""What is said of a model without any of them."""
 _IN_TOWER = re.compile(rf"^(.*\.layers?\.\d+\..*\b({'|'.join(TOWER)}))\.(?:weight|packed)$")
 _PACKED = re.compile(
     rf"(\.mlp\.experts\.(gate|up|down)_proj_packed|(_proj|embed_tokens|lm_head|{'|'.join(TOWER)})\.packed)$"

@@ -7,13 +7,14 @@ and `Linear.expected`, which a checkpoint is checked against when it is opened.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import (
     MATRICES,
-    TOWER,
+    NO_TOWER,
     VISION,
     Linear,
     decoder_prefixes,
@@ -21,7 +22,7 @@ from mote.checkpoint.layout import (
     plain_linears,
     tower_matrices,
 )
-from mote.errors import UnsupportedModelError
+from mote.errors import CheckpointError, UnsupportedModelError
 from mote.ternary.format import integer_codec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -43,7 +44,7 @@ def with_sizes(mote: MoteConfig, shapes: Shapes) -> MoteConfig:
     tower: dict[str, Any] = {}
     matrices = tower_matrices(shapes)
     if integer_codec(mote.tower) and not matrices:
-        raise UnsupportedModelError(f"no vision tower to pack; looked for layers with {', '.join(TOWER)}")
+        raise UnsupportedModelError(NO_TOWER)
     for module, sizes in matrices.items():
         tower |= dict(zip(sizes, shapes[f"{module}.weight"], strict=True))
     return replace(
@@ -71,6 +72,15 @@ def head_of(names: Iterable[str]) -> str | None:
     found = (name.rpartition(".") for name in names)
     heads = (module for module, _, last in found if last in ("weight", "packed"))
     return next((module for module in heads if module == "lm_head" or module.endswith(".lm_head")), None)
+
+
+def stated_head(names: Iterable[str], where: Path, *, tied: bool) -> str:
+    """Module of the head, "" for the embedding: where there is a head it counts, whatever config.json says, as in
+    transformers. Raises CheckpointError, naming `where`, for a head that is neither there nor `tied`."""
+    head = head_of(names)
+    if not head and not tied:
+        raise CheckpointError(f"{where}: lacks lm_head.weight, which config.json asks for; fetch it again")
+    return head or ""
 
 
 def planned_tensors(dense: Iterable[PlannedTensor], mote: MoteConfig | None) -> list[PlannedTensor]:

@@ -1,11 +1,12 @@
 """`mote plan`: what a model will take, before it is made, and what fits a budget or a device."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from mote.cli.options import STORAGE, AsJson, Attention, Debug, Group, Head, Shared, Tower
+from mote.upcycle.config import Placement as Rule
 
 if TYPE_CHECKING:
     from mote.plan.budget import Space
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mote.plan.survey import Survey
 
 EXAMPLE = "mote plan --model qwen2.5-3b --experts 4 --shared int4 --budget 3.4GiB"
-PLACEMENTS = ("dense", "sparse", "first_half", "second_half")
+PLACEMENTS = tuple(rule for rule in get_args(Rule) if rule != "explicit")
 Model = Annotated[
     str, typer.Option("--model", metavar="NAME|PATH", help="Known name, config.json, checkpoint, or hub id.")
 ]

@@ -16,7 +16,7 @@ from mote.checkpoint.contract import MODEL_TYPE
 from mote.checkpoint.header import PlannedTensor
 from mote.checkpoint.layout import Expected, Linear, codec_of, decoder_prefixes, gain_of
 from mote.checkpoint.lineage import Provenance
-from mote.checkpoint.planned import head_of
+from mote.checkpoint.planned import stated_head
 from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.writer import DEFAULT_SHARD_BYTES, planned_files, write_checkpoint
 from mote.compress.config import PackConfig
@@ -167,12 +167,10 @@ def _tie(source: Checkpoint) -> tuple[bool, str]:
     is no head.
     """
     tied = bool(getattr(open_config(source), "tie_word_embeddings", False))
-    module = head_of(source.tensors)
-    head = f"{module}.weight" if module else ""
-    if not head and not tied:
-        raise CheckpointError(f"{source.root}: lacks lm_head.weight, which config.json asks for; fetch it again")
-    if not head or not tied:
+    module = stated_head(source.tensors, source.root, tied=tied)
+    if not module or not tied:
         return tied, ""
+    head = f"{module}.weight"
     table = next((name for name in source.tensors if name.endswith("embed_tokens.weight")), "")
     if not table or not torch.equal(source.read(head), source.read(table)):
         raise CheckpointError(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from mote.checkpoint.contract import SIZES, MoteConfig
-from mote.checkpoint.layout import ATTENTION, TOWER, VISION, decoder_prefixes, tower_matrices
+from mote.checkpoint.layout import ATTENTION, NO_TOWER, TOWER, VISION, decoder_prefixes, tower_matrices
 from mote.errors import UnsupportedModelError
 from mote.model.families import PROJECTIONS
 from mote.model.packed import packable
@@ -77,8 +77,7 @@ def _in_layers(contract: MoteConfig, shapes: Mapping[str, tuple[int, ...]]) -> I
 
 def _tower(shapes: Mapping[str, tuple[int, ...]], where: str) -> Iterable[str]:
     if not (found := tower_matrices(shapes)):
-        known = ", ".join(TOWER)
-        raise UnsupportedModelError(f"{where}: no vision tower to pack; looked for layers with {known}")
+        raise UnsupportedModelError(f"{where}: {NO_TOWER}")
     return found
 
 

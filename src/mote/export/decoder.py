@@ -13,7 +13,7 @@ from typing import Any
 
 from mote.checkpoint.contract import MoteConfig
 from mote.checkpoint.layout import decoder_prefixes, ffn_sizes
-from mote.checkpoint.planned import head_of
+from mote.checkpoint.planned import stated_head
 from mote.checkpoint.shards import Checkpoint
 from mote.checkpoint.verify import check_hashes
 from mote.errors import CheckpointError, UnsupportedModelError
@@ -111,7 +111,7 @@ def open_decoder(directory: str, *, hashes: bool = True) -> Decoder:
         text=text,
         config=config,
         prefixes=tuple(prefixes.values()),
-        head=_head(checkpoint, tied=bool(getattr(config, "tie_word_embeddings", False))),
+        head=stated_head(checkpoint.tensors, root, tied=bool(getattr(config, "tie_word_embeddings", False))),
         matrices=Matrices(checkpoint, mote),
         hidden=hidden,
         ffn=ffn,
@@ -149,12 +149,4 @@ def _why_not(checkpoint: Checkpoint, text: Any, mote: MoteConfig, prefixes: dict
         prefix = next((p for p in prefixes.values() if name.startswith(p)), None)
         if prefix is not None and not LAYER.fullmatch(name.removeprefix(prefix)):
             return f"{name} has no place in the stock architectures"
-    return ""
-
-
-def _head(checkpoint: Checkpoint, *, tied: bool) -> str:
-    if head := head_of(checkpoint.tensors):
-        return head
-    if not tied:
-        raise CheckpointError(f"{checkpoint.root}: lacks lm_head.weight, which config.json asks for; fetch it again")
     return ""

@@ -88,7 +88,7 @@ def survey(
     if limit is not None:
         if asked.kind != "mote" or asked.experts_format != "ternary":
             raise PlanError("budget: searches MoTE with ternary experts; drop --kind and --experts-format")
-        said = "" if budget == FROM_DEVICE else budget or ""
+        said = "" if budget is None or budget == FROM_DEVICE else budget
         found = search(skeleton, limit, counted, asked, space, use, said=said.strip())
     beside = peers(skeleton, limit, counted, asked, use, space)
     reports = read_studies(studies)

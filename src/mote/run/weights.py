@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mote.checkpoint.layout import codec_of
-from mote.checkpoint.planned import head_of
+from mote.checkpoint.planned import stated_head
 from mote.checkpoint.shards import Checkpoint
 from mote.errors import CheckpointError, UnsupportedModelError
 from mote.kernels.abi import COMBINES, FORMATS, GRANULARITIES, Decoder, Expert, Ffn, Layer, Matrix
@@ -45,7 +45,8 @@ class Weights:
         self.stack = self._stack(self._family)
         text, hidden = self._text, int(self._text.hidden_size)
         self.embedding = self.matrix(f"{self.stack}{self._family.embedding}", int(text.vocab_size), hidden)
-        name = self._head(tied=bool(getattr(config, "tie_word_embeddings", False)))
+        tied = bool(getattr(config, "tie_word_embeddings", False))
+        name = stated_head(checkpoint.tensors, checkpoint.root, tied=tied)
         head = self.matrix(name, int(text.vocab_size), hidden) if name else self.embedding
         frequencies, factor = rope(text)
         if frequencies.numel() * 2 != head_dim(text):
@@ -128,15 +129,6 @@ class Weights:
             if f"{stack}layers.0.{family.input_norm}" in self._checkpoint.tensors:
                 return stack
         raise CheckpointError(f"{self._checkpoint.root}: no decoder layers under {', '.join(STACKS)}; fetch it again")
-
-    def _head(self, *, tied: bool) -> str:
-        """The head's name, or "" for the embedding: where there is a head it counts, whatever config.json says, as in
-        transformers."""
-        if head := head_of(self._checkpoint.tensors):
-            return head
-        if tied:
-            return ""
-        raise CheckpointError(f"{self._checkpoint.root}: lacks lm_head.weight, which config.json asks for")
 
     def _layer(self, index: int) -> Layer:
         text, family, prefix = self._text, self._family, f"{self.stack}layers.{index}."
