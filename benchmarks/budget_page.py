@@ -15,7 +15,7 @@ STYLE = {
     "mote": ("#2f81f7", (4, 8)),
     "moe4": ("#d29922", (5, -13)),
     "moe3": ("#b5541c", (-30, -12)),
-    "moe2": ("#8250df", (6, 6)),
+    "moe2": ("#8250df", (-28, -20)),
     "dense": ("#57606a", (-26, -18)),
 }
 """Colour of a family, and where its labels stand."""
